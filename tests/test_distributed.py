@@ -1,0 +1,138 @@
+"""Several gloo processes give the values and gradients that one process gives on the joined batch."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+
+from wsss_contrast import distributed
+from wsss_contrast.losses import PixelDraws, PrototypeContrast
+
+from .losses.cases import Views, draws, views
+
+pytestmark = pytest.mark.skipif(not dist.is_available(), reason="needs torch.distributed")
+
+HEIGHT, WIDTH = 4, 3
+LATE = [[0, 0, 0, 1], [1, 0, 0, 0], [1, 0, 0, 0], [0, 1, 0, 0], [1, 1, 0, 0], [0, 1, 0, 0]]
+"""Tags of six images; the last class is in the first image only."""
+SPLITS = {
+    2: {"equal": (3, 3), "unequal": (1, 5), "empty": (6, 0)},
+    3: {"equal": (2, 2, 2), "empty": (2, 0, 4)},
+}
+SPLITS[3]["unequal"] = (3, 1, 2)
+SETTINGS = {
+    "paper": {"compat": "paper", "top_k": 5},
+    "paper-short": {"compat": "paper"},
+    "paper-plain": {"compat": "paper", "mine_prototypes": False, "sample_pixels": False, "background": -1},
+    "official": {"compat": "official", "background": 0},
+    "official-plain": {"compat": "official", "top_k": 3, "mine_prototypes": False, "sample_pixels": False},
+}
+"""``paper-short`` asks for more candidates than a rank has pixels."""
+CASES = list(itertools.product(("equal", "unequal", "empty"), SETTINGS))
+
+
+def joined_batch(setting: str) -> tuple[Views, PixelDraws, Tensor]:
+    """Six images, random numbers, and the target's valid pixels."""
+    inputs = views(31, images=6, classes=4, target=(HEIGHT, WIDTH), background=SETTINGS[setting].get("background"))
+    inputs = inputs._replace(tags=torch.tensor(LATE))
+    valid = torch.rand(6, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0)) < 0.8
+    return inputs, draws(inputs, 32), valid
+
+
+def step(
+    setting: str, inputs: Views, numbers: PixelDraws, valid: Tensor
+) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, ...]]]:
+    """The terms, and the gradient of each."""
+    terms = PrototypeContrast(**SETTINGS[setting])(*inputs, target_valid=valid, draws=numbers)
+    slopes = {name: torch.autograd.grad(term, inputs.embeddings, retain_graph=True) for name, term in terms.items()}
+    return {name: term.detach() for name, term in terms.items()}, slopes
+
+
+def rows_of(rank: int, split: tuple[int, ...]) -> slice:
+    return slice(sum(split[:rank]), sum(split[: rank + 1]))
+
+
+def run_rank(rank: int, world: int, folder: str) -> None:
+    """One process: every case on its rows of the batch, and the collectives alone."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    results = {}
+    for split, setting in CASES:
+        rows = rows_of(rank, SPLITS[world][split])
+        inputs, numbers, valid = joined_batch(setting)
+        part = Views(*(x.detach()[rows].requires_grad_(x.requires_grad) for x in inputs))
+        pixels = slice(rows.start * HEIGHT * WIDTH, rows.stop * HEIGHT * WIDTH)
+        mine = PixelDraws(*(x[:, pixels] for x in numbers))
+        results[split, setting] = step(setting, part, mine, valid[rows])
+    for split, counts in {**SPLITS[world], "none": (0,) * world}.items():
+        for dtype in (torch.float32, torch.int64, torch.bool):
+            own = (torch.arange(sum(counts) * 6).reshape(-1, 2, 3) % 5).to(dtype)[rows_of(rank, counts)]
+            results["rows", split, dtype] = distributed.all_gather_rows(own)
+    leaf = torch.ones(2, requires_grad=True)
+    results["gather"] = distributed.all_gather(leaf * (rank + 1)), distributed.world_size()
+    results["strided"] = distributed.all_gather(torch.arange(6).reshape(2, 3).T + rank)
+    results["graph"] = distributed.all_gather_rows(leaf)[0].requires_grad
+    torch.save(results, f"{folder}/{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module", params=[2, 3], ids=lambda n: f"{n} processes")
+def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    """What each of the processes computed; they are started once."""
+    folder: Path = tmp_path_factory.mktemp("ranks")
+    mp.spawn(run_rank, args=(request.param, str(folder)), nprocs=request.param)
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(request.param)]
+
+
+@pytest.mark.parametrize(("split", "setting"), CASES)
+def test_processes_equal_one_process(ranks: list[dict], split: str, setting: str) -> None:
+    terms, slopes = step(setting, *joined_batch(setting))
+    assert all(term > 0 for term in terms.values())
+    close = {"rtol": 1e-9, "atol": 1e-12}
+    for name in terms:
+        parts = [rank[split, setting] for rank in ranks]
+        mean = torch.stack([values[name] for values, _ in parts]).mean()
+        torch.testing.assert_close(mean, terms[name], **close)
+        for view in (0, 1):
+            gradient = torch.cat([gradients[name][view] for _, gradients in parts]) / len(ranks)
+            torch.testing.assert_close(gradient, slopes[name][view], **close)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.bool], ids=str)
+@pytest.mark.parametrize("split", ["equal", "unequal", "empty", "none"])
+def test_all_gather_rows(ranks: list[dict], split: str, dtype: torch.dtype) -> None:
+    counts = (0,) * len(ranks) if split == "none" else SPLITS[len(ranks)][split]
+    expected = (torch.arange(sum(counts) * 6).reshape(-1, 2, 3) % 5).to(dtype)
+    for rank, result in enumerate(ranks):
+        joined, start = result["rows", split, dtype]
+        assert joined.dtype == dtype
+        assert torch.equal(joined, expected)
+        assert start == sum(counts[:rank])
+
+
+def test_all_gather(ranks: list[dict]) -> None:
+    for result in ranks:
+        gathered, world = result["gather"]
+        assert world == len(ranks)
+        assert torch.equal(gathered, torch.arange(1.0, len(ranks) + 1)[:, None].expand(-1, 2))
+        assert not gathered.requires_grad
+        assert not result["graph"]
+        assert torch.equal(result["strided"][1], torch.arange(6).reshape(2, 3).T + 1)
+
+
+def test_without_processes_the_collectives_do_nothing() -> None:
+    x = torch.ones(3, 2, requires_grad=True)
+    assert distributed.world_size() == 1
+    assert distributed.all_gather(x).shape == (1, 3, 2)
+    assert not distributed.all_gather(x).requires_grad
+    joined, start = distributed.all_gather_rows(x)
+    assert torch.equal(joined, x)
+    assert start == 0
+    assert not joined.requires_grad

@@ -1,0 +1,74 @@
+"""Operations on class activation maps (CAMs) that more than one method uses."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+EPS = 1e-5
+"""The margin that SEAM, PSA and PPC share in their map normalisations."""
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """Half-precision tensors as float32, all others as they are."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear resize to ``size`` (height, width) with aligned corners, as SEAM and PPC resize all their maps.
+
+    Args:
+        maps: (N, C, h, w).
+        size: height and width of the result.
+    """
+    if maps.shape[-2:] == size:
+        return maps
+    if maps.shape[0] == 0:  # an empty rank: `interpolate` refuses an empty batch
+        return maps.new_zeros(*maps.shape[:2], *size) + maps.sum()
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=True)
+
+
+def normalize_cams(cams: Tensor, signed: bool = False) -> Tensor:
+    """Min-max normalisation of each map over its pixels, after a ReLU: ``max_norm`` of SEAM. Differentiable.
+
+    Args:
+        cams: (N, C, h, w), any range.
+        signed: leave out the last ReLU, as PPC's released code and the field's multi-scale merge do. Pixels at
+            the minimum become negative, -low / (high - low), and a map without a positive value -1 everywhere.
+
+    Returns:
+        (N, C, h, w), in [0, 1); below 1 if ``signed``.
+
+    >>> normalize_cams(torch.tensor([[[[0.0, 1.0, 2.0]]]])).round(decimals=3)
+    tensor([[[[0.0000, 0.5000, 1.0000]]]])
+    """
+    positive = full_precision(cams).relu()
+    high = positive.amax(dim=(-2, -1), keepdim=True)
+    low = positive.amin(dim=(-2, -1), keepdim=True)
+    if signed:
+        positive = positive.masked_fill(positive < low + EPS, 0.0)
+    normalized = (positive - low - EPS) / (high - low + EPS)
+    return normalized if signed else normalized.relu()
+
+
+def mask_by_tags(maps: Tensor, tags: Tensor) -> Tensor:
+    """Zero the maps of the classes that an image is not tagged with.
+
+    Args:
+        maps: (N, K, h, w) foreground maps.
+        tags: (N, K) multi-hot image tags.
+    """
+    return maps * tags.to(maps.dtype)[:, :, None, None]
+
+
+def with_background(foreground: Tensor, background: Tensor, index: int = 0) -> Tensor:
+    """Join foreground maps (N, K, h, w) and a background map (N, 1, h, w) that goes first (0) or last (-1)."""
+    return torch.cat([background, foreground] if index == 0 else [foreground, background], dim=1)
+
+
+def split_background(maps: Tensor, index: int | None) -> Tensor:
+    """The foreground channels of maps (N, C, h, w) whose background is the first channel (0), the last (-1) or none."""
+    if index is None:
+        return maps
+    return maps[:, 1:] if index == 0 else maps[:, :-1]

@@ -1,0 +1,49 @@
+"""Checks of a loss's arguments: shapes and dtypes always, values on CPU tensors only (no wait for a device)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def check_maps(**maps: Tensor) -> None:
+    """Each is a floating (N, C, h, w) tensor with at least one channel and pixel, finite, and all share N."""
+    batch: dict[str, int] = {}
+    for name, value in maps.items():
+        if not isinstance(value, Tensor) or value.dim() != 4 or not value.is_floating_point():
+            got = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"`{name}` must be a floating (N, C, h, w) tensor, got {got}")
+        if 0 in value.shape[1:]:
+            raise ValueError(f"`{name}` must have channels and pixels, got shape {tuple(value.shape)}")
+        batch[name] = value.shape[0]
+        if _readable(value) and not bool(torch.isfinite(value).all()):
+            raise ValueError(f"`{name}` has NaN or infinite values")
+    if len(set(batch.values())) > 1:
+        raise ValueError(f"the batch sizes differ: {batch}")
+
+
+def check_same_channels(**maps: Tensor) -> None:
+    """All have the same number of channels."""
+    channels = {name: value.shape[1] for name, value in maps.items()}
+    if len(set(channels.values())) > 1:
+        raise ValueError(f"the numbers of channels differ: {channels}")
+
+
+def check_tags(tags: Tensor, batch: int, classes: int) -> None:
+    """``tags`` is a multi-hot (N, K) tensor that goes with the maps."""
+    if not isinstance(tags, Tensor) or tuple(tags.shape) != (batch, classes):
+        got = tuple(tags.shape) if isinstance(tags, Tensor) else type(tags).__name__
+        raise ValueError(f"`tags` must be a multi-hot (N, K) tensor of shape {(batch, classes)}, got {got}")
+    if _readable(tags) and not bool(((tags == 0) | (tags == 1)).all()):
+        raise ValueError(f"`tags` must be 0 or 1, got values in [{float(tags.min())}, {float(tags.max())}]")
+
+
+def check_fraction(**values: float) -> None:
+    """Each is in (0, 1]."""
+    for name, value in values.items():
+        if not 0 < value <= 1:
+            raise ValueError(f"`{name}` must be in (0, 1], got {value}")
+
+
+def _readable(x: Tensor) -> bool:
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()

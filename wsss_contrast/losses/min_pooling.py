@@ -1,0 +1,34 @@
+"""SEAM's min-pooling term."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from wsss_contrast import functional as W
+
+from ._checks import check_maps, check_tags
+
+
+class MinPooling(nn.Module):
+    """Holds the refined maps down where an image is darkest; see :func:`~wsss_contrast.functional.min_pooling`.
+
+    From SEAM's released code, which adds it to the classification loss; the paper does not name it.
+
+    Distributed contract: a mean over images; nothing is gathered.
+    """
+
+    def forward(self, refined: Tensor, tags: Tensor) -> Tensor:
+        """A scalar, at least 0.
+
+        Args:
+            refined: (N, K, h, w) foreground channels of the refined maps, not normalised.
+            tags: (N, K) multi-hot.
+
+        Raises:
+            ValueError: shapes that do not go together, NaN, tags that are not 0 or 1.
+        """
+        check_maps(refined=refined)
+        check_tags(tags, refined.shape[0], refined.shape[1])
+        with torch.autocast(refined.device.type, enabled=False):
+            return W.min_pooling(refined, tags)

@@ -1,0 +1,30 @@
+"""The classification loss of CAM methods."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from wsss_contrast import functional as W
+
+from ._checks import check_maps, check_tags
+
+
+class MultilabelSoftMargin(nn.Module):
+    """Multi-label soft margin loss of pooled maps, ``L_cls`` of SEAM and PPC.
+
+    Distributed contract: a mean over images; nothing is gathered.
+    """
+
+    def forward(self, cams: Tensor, tags: Tensor) -> Tensor:
+        """A scalar, at least 0.
+
+        Args:
+            cams: (N, K, h, w) raw foreground maps, before any ReLU; they are averaged over pixels to logits.
+            tags: (N, K) multi-hot.
+
+        Raises:
+            ValueError: shapes that do not go together, NaN, tags that are not 0 or 1.
+        """
+        check_maps(cams=cams)
+        check_tags(tags, cams.shape[0], cams.shape[1])
+        return W.multilabel_soft_margin(W.global_average_pool(cams), tags)
