@@ -1,0 +1,31 @@
+"""Datasets of tagged images, their augmentation, and Lightning data modules."""
+
+import os
+
+# Albumentations asks PyPI for its newest version when it is imported. Training must not depend on that.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+from wsss_contrast.data.base import DataError, Sample, TaggedImageDataset
+from wsss_contrast.data.datamodule import ShapesDataModule, VOCDataModule, WSSSDataModule
+from wsss_contrast.data.samplers import EpochSampler, EvalSampler
+from wsss_contrast.data.shapes import SHAPES_CLASSES, ShapesDataset
+from wsss_contrast.data.transforms import denormalize, eval_transform, train_transform
+from wsss_contrast.data.voc import VOC_CLASSES, VOCDataset
+
+__all__ = [
+    "SHAPES_CLASSES",
+    "VOC_CLASSES",
+    "DataError",
+    "EpochSampler",
+    "EvalSampler",
+    "Sample",
+    "ShapesDataModule",
+    "ShapesDataset",
+    "TaggedImageDataset",
+    "VOCDataModule",
+    "VOCDataset",
+    "WSSSDataModule",
+    "denormalize",
+    "eval_transform",
+    "train_transform",
+]

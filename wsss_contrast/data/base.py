@@ -1,0 +1,135 @@
+"""What every dataset of tagged images shares: the sample, the keyed augmentation, the reading of files."""
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import albumentations as A
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch.utils.data import Dataset
+
+from wsss_contrast.data.transforms import eval_transform
+
+Sample = dict[str, Any]
+Reading = tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.uint8] | None, str]
+
+
+class DataError(ValueError):
+    """The data on disk is not what it should be. The message names the file."""
+
+
+class TaggedImageDataset(Dataset[Sample], ABC):
+    """Images with tags, and masks where asked for.
+
+    A subclass gives :meth:`read` and ``__len__``. A sample is a dict:
+
+    - ``image``: float32 (3, H, W), normalised with ImageNet mean and standard deviation.
+    - ``tags``: float32 (K,), 1 for each class in the image, 0 otherwise. There is no background.
+    - ``name``: str.
+    - ``mask``, with ``with_mask`` only: int64 (H, W); 0 background, 1..K the classes, 255 ignored.
+
+    The key of a sample is an index, or a pair ``(epoch, index)`` as :class:`EpochSampler` yields it. The
+    augmentation depends on ``(seed, epoch, index)`` and on nothing else: the number of workers, the order and
+    a restart change no pixel. An index alone means epoch 0.
+
+    Args:
+        class_names: the K classes, in the order of the tags.
+        transform: an albumentations pipeline that normalises; by default :func:`eval_transform`.
+        with_mask: whether a sample carries its mask.
+        seed: seed of the augmentation.
+    """
+
+    def __init__(
+        self,
+        class_names: Sequence[str],
+        transform: A.Compose | None = None,
+        with_mask: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self.class_names = check_class_names(class_names)
+        self.transform = eval_transform() if transform is None else transform
+        self.with_mask = with_mask
+        self.seed = seed
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def read(self, index: int) -> Reading:
+        """Return image (uint8 RGB, (H, W, 3)), tags (K,), mask (uint8 (H, W)) or None, and name."""
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Sample:
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} is out of range for {len(self)} images")
+        index %= len(self)
+        image, tags, mask, name = self.read(index)
+
+        # One pair of generators for the whole pipeline. `set_random_seed` would start every step of it from
+        # the same state: the drawn size, the jitter and the crop would then rise and fall together.
+        key_seed = sample_seed(self.seed, epoch, index)
+        self.transform.set_random_state(np.random.default_rng(key_seed), random.Random(key_seed))
+        targets = {"image": image}
+        if self.with_mask:
+            if mask is None:
+                raise DataError(f"{name}: has no mask")
+            targets["mask"] = mask
+        out = self.transform(**targets)
+
+        sample: Sample = {
+            "image": torch.from_numpy(np.ascontiguousarray(out["image"].transpose(2, 0, 1))),
+            "tags": torch.from_numpy(tags),
+            "name": name,
+        }
+        if self.with_mask:
+            sample["mask"] = torch.from_numpy(out["mask"].astype(np.int64))
+        return sample
+
+
+def sample_seed(*key: int) -> int:
+    """Hash non-negative integers to one 64-bit seed.
+
+    >>> sample_seed(0, 1, 2) == sample_seed(0, 1, 2), sample_seed(0, 1, 2) == sample_seed(0, 2, 1)
+    (True, False)
+    """
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+
+
+def check_class_names(names: Sequence[str], known: Sequence[str] | None = None) -> list[str]:
+    """Return the class names as a list. Raise ValueError on none, on a duplicate, or on one not ``known``."""
+    names = [names] if isinstance(names, str) else list(names)
+    if not names:
+        raise ValueError("classes must name at least one class")
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"class {name!r} is named twice in classes: {names}")
+        if known is not None and name not in known:
+            raise ValueError(f"unknown class {name!r}; known classes: {', '.join(known)}")
+    return names
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """Read an image of any colour mode as RGB, uint8 (H, W, 3)."""
+    return np.asarray(_open(path).convert("RGB")).copy()
+
+
+def read_mask(path: Path) -> NDArray[np.uint8]:
+    """Read a palette or grey-level image as its ids, uint8 (H, W)."""
+    image = _open(path)
+    if image.mode not in ("P", "L"):
+        raise DataError(f"{path}: a mask must be an 8-bit palette or grey image, this one has mode {image.mode}")
+    return np.asarray(image).copy()
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            image.load()  # PIL reads the pixels late; a truncated file fails only here
+            return image
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all raised by PIL
+        raise DataError(f"{path}: cannot be read as an image ({error})") from error

@@ -1,0 +1,223 @@
+"""Lightning data modules."""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import albumentations as A
+import cv2
+import lightning as L
+import torch
+from torch.utils.data import DataLoader
+
+from wsss_contrast.data.base import Sample, TaggedImageDataset
+from wsss_contrast.data.samplers import EpochSampler, EvalSampler
+from wsss_contrast.data.shapes import SHAPES_CLASSES, ShapesDataset
+from wsss_contrast.data.transforms import train_transform
+from wsss_contrast.data.voc import VOC_CLASSES, VOCDataset
+
+
+class WSSSDataModule(L.LightningDataModule, ABC):
+    """The loaders of a weakly supervised run.
+
+    - training: augmented crops with tags, shuffled by ``(seed, epoch)``, whole batches only;
+    - validation: a list of two loaders with masks, batch size 1, native sizes. The first has images of the
+    training
+      set: the background threshold is chosen there. The second has the validation images: it is scored there;
+    - prediction: one split without masks, batch size 1, native sizes.
+
+    A subclass gives :meth:`dataset`. The datasets are made in :meth:`setup`, so what is wrong with the data
+    shows before training.
+
+    Args:
+        class_names: the K classes.
+        train_split: the split to train on.
+        val_split: the split to validate on.
+        threshold_split: where the background threshold is chosen; by default ``train_split``.
+        predict_split: the split to predict; by default ``val_split``.
+        crop_size: side of a training crop, in pixels.
+        resize_long: smallest and largest longest side of a training image before the crop, in pixels.
+        batch_size: training images a batch, in each process.
+        num_workers: worker processes of each loader.
+        seed: seed of order and augmentation.
+    """
+
+    def __init__(
+        self,
+        class_names: list[str],
+        train_split: str,
+        val_split: str,
+        threshold_split: str | None,
+        predict_split: str | None,
+        crop_size: int,
+        resize_long: tuple[int, int],
+        batch_size: int,
+        num_workers: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.class_names = class_names
+        self.train_split = train_split
+        self.val_split = val_split
+        self.threshold_split = train_split if threshold_split is None else threshold_split
+        self.predict_split = val_split if predict_split is None else predict_split
+        self.crop_size = crop_size
+        self.resize_long = resize_long
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+
+    @property
+    def num_classes(self) -> int:
+        """K, the number of foreground classes."""
+        return len(self.class_names)
+
+    @abstractmethod
+    def dataset(self, split: str, transform: A.Compose | None = None, with_mask: bool = False) -> TaggedImageDataset:
+        """Return the dataset of a split."""
+
+    def setup(self, stage: str | None = None) -> None:
+        if stage in ("fit", None):
+            self.train_set = self.dataset(self.train_split, train_transform(self.crop_size, self.resize_long))
+        if stage in ("fit", "validate", None):
+            self.threshold_set = self.dataset(self.threshold_split, with_mask=True)
+            self.val_set = self.dataset(self.val_split, with_mask=True)
+        if stage in ("predict", None):
+            self.predict_set = self.dataset(self.predict_split)
+
+    def train_dataloader(self) -> DataLoader[Sample]:
+        sampler = EpochSampler(self.train_set, **self._processes(), seed=self.seed)
+        if len(sampler) < self.batch_size:
+            raise ValueError(
+                f"split {self.train_split!r} has {len(sampler)} images a process, "
+                f"fewer than one batch of {self.batch_size}; lower batch_size"
+            )
+        return self._loader(self.train_set, sampler, batch_size=self.batch_size, drop_last=True)
+
+    def val_dataloader(self) -> list[DataLoader[Sample]]:
+        return [self._eval_loader(self.threshold_set), self._eval_loader(self.val_set)]
+
+    def predict_dataloader(self) -> DataLoader[Sample]:
+        return self._eval_loader(self.predict_set)
+
+    def _eval_loader(self, dataset: TaggedImageDataset) -> DataLoader[Sample]:
+        return self._loader(dataset, EvalSampler(dataset, **self._processes()), batch_size=1)
+
+    def _loader(
+        self, dataset: TaggedImageDataset, sampler: EpochSampler | EvalSampler, **kwargs: Any
+    ) -> DataLoader[Sample]:
+        return DataLoader(
+            dataset,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_one_thread,
+            **kwargs,
+        )
+
+    def _processes(self) -> dict[str, int]:
+        # The strategy knows which processes share their data; without a trainer, the samplers ask torch.
+        trainer = self.trainer
+        return {} if trainer is None else trainer.distributed_sampler_kwargs or {}
+
+
+class VOCDataModule(WSSSDataModule):
+    """Data module over a folder in VOC layout: see :class:`VOCDataset` and :class:`WSSSDataModule`.
+
+    Args:
+        root: the folder.
+        train_split: list to train on.
+        val_split: list to validate on.
+        threshold_split: list on which the background threshold is chosen; by default ``train_split``.
+        classes: the VOC classes to use; by default all 20.
+        tags: tags file, relative to ``root``; or ``"xml"``; or ``"masks"``.
+        crop_size: side of a training crop, in pixels.
+        resize_long: smallest and largest longest side of a training image before the crop, in pixels.
+        batch_size: training images a batch, in each process.
+        num_workers: worker processes of each loader.
+        seed: seed of order and augmentation.
+        predict_split: list to predict; by default ``val_split``.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        train_split: str = "train_aug",
+        val_split: str = "val",
+        threshold_split: str | None = None,
+        classes: list[str] | None = None,
+        tags: str = "tags.csv",
+        crop_size: int = 448,
+        resize_long: tuple[int, int] = (448, 768),
+        batch_size: int = 8,
+        num_workers: int = 0,
+        seed: int = 0,
+        predict_split: str | None = None,
+    ) -> None:
+        super().__init__(
+            class_names=list(VOC_CLASSES) if classes is None else classes,
+            train_split=train_split,
+            val_split=val_split,
+            threshold_split=threshold_split,
+            predict_split=predict_split,
+            crop_size=crop_size,
+            resize_long=resize_long,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            seed=seed,
+        )
+        self.root = Path(root)
+        self.tags = tags
+
+    def dataset(self, split: str, transform: A.Compose | None = None, with_mask: bool = False) -> VOCDataset:
+        return VOCDataset(self.root, split, self.class_names, self.tags, transform, with_mask, self.seed)
+
+
+class ShapesDataModule(WSSSDataModule):
+    """Data module over the drawn example set: see :class:`ShapesDataset` and :class:`WSSSDataModule`.
+
+    Args:
+        train_length: number of training images.
+        val_length: number of validation images.
+        size: side of the drawn images, in pixels.
+        crop_size: side of a training crop, in pixels.
+        resize_long: smallest and largest side of a training image before the crop, in pixels.
+        batch_size: training images a batch, in each process.
+        num_workers: worker processes of each loader.
+        seed: seed of drawings, order and augmentation.
+    """
+
+    def __init__(
+        self,
+        train_length: int = 512,
+        val_length: int = 128,
+        size: int = 128,
+        crop_size: int = 128,
+        resize_long: tuple[int, int] = (112, 160),
+        batch_size: int = 8,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            class_names=list(SHAPES_CLASSES),
+            train_split="train",
+            val_split="val",
+            threshold_split=None,
+            predict_split=None,
+            crop_size=crop_size,
+            resize_long=resize_long,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            seed=seed,
+        )
+        self.lengths = {"train": train_length, "val": val_length}
+        self.size = size
+
+    def dataset(self, split: str, transform: A.Compose | None = None, with_mask: bool = False) -> ShapesDataset:
+        return ShapesDataset(split, self.size, self.lengths[split], self.seed, transform, with_mask)
+
+
+def _one_thread(worker: int) -> None:
+    """Keep OpenCV from starting a thread a core in every worker; the workers are the parallelism."""
+    cv2.setNumThreads(0)

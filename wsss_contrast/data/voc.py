@@ -1,0 +1,218 @@
+"""Datasets in the layout of PASCAL VOC."""
+
+import csv
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import albumentations as A
+import numpy as np
+from numpy.typing import NDArray
+
+from wsss_contrast.data.base import (
+    DataError,
+    Reading,
+    TaggedImageDataset,
+    check_class_names,
+    read_image,
+    read_mask,
+)
+from wsss_contrast.data.transforms import IGNORE
+
+VOC_CLASSES = (
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
+"""The 20 classes of PASCAL VOC. The one at position ``i`` has the id ``i + 1`` in the masks."""
+
+_MASK_FOLDERS = ("SegmentationClassAug", "SegmentationClass")
+
+
+class VOCDataset(TaggedImageDataset):
+    """Images of a folder in VOC layout.
+
+    The folder holds ``JPEGImages/NAME.jpg``, ``ImageSets/Segmentation/SPLIT.txt``, the tags, and, where masks
+    are needed, ``SegmentationClassAug/NAME.png`` or ``SegmentationClass/NAME.png`` (the first folder that
+    exists). Lists, tags and the presence of every file are checked here; the content of images and masks when
+    they are read.
+
+    Args:
+        root: the folder.
+        split: name of a list in ``ImageSets/Segmentation``, or path of a text file with one name a line.
+            Lines of the form ``/JPEGImages/NAME.jpg /SegmentationClassAug/NAME.png`` are understood too.
+        classes: the VOC classes to use. Others are dropped from the tags and are 255 in the masks.
+        tags: where the tags come from. Path of a CSV file with the header ``name,tags``, tags separated by
+            spaces, relative to ``root``; or ``"xml"`` for ``Annotations/NAME.xml``; or ``"masks"`` for the
+            classes that occur in the mask.
+        transform: an albumentations pipeline; by default :func:`eval_transform`.
+        with_mask: whether a sample carries its mask.
+        seed: seed of the augmentation.
+
+    Raises:
+        DataError: on a file that is missing or wrong, with its name.
+        ValueError: on classes that are unknown or named twice.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str | Path,
+        classes: Sequence[str] = VOC_CLASSES,
+        tags: str | Path = "tags.csv",
+        transform: A.Compose | None = None,
+        with_mask: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(check_class_names(classes, known=VOC_CLASSES), transform, with_mask, seed)
+        self.root = Path(root)
+        if not self.root.is_dir():
+            raise DataError(f"{self.root}: no such folder")
+        self.names = _read_list(self.root, split)
+        self._images = self.root / "JPEGImages"
+        _check_files(self._images, self.names, ".jpg", "image")
+
+        self._masks: Path | None = None
+        if with_mask or tags == "masks":
+            self._masks = next((self.root / f for f in _MASK_FOLDERS if (self.root / f).is_dir()), None)
+            if self._masks is None:
+                raise DataError(f"{self.root}: has no mask folder ({' or '.join(_MASK_FOLDERS)})")
+            _check_files(self._masks, self.names, ".png", "mask")
+
+        self._tags: list[NDArray[np.float32]] | None = None
+        if tags == "xml":
+            folder = self.root / "Annotations"
+            _check_files(folder, self.names, ".xml", "annotation")
+            self._tags = [self._multi_hot(_read_annotation(folder / f"{name}.xml")) for name in self.names]
+        elif tags != "masks":
+            path = self.root / tags
+            by_name = _read_tags(path)
+            missing = [name for name in self.names if name not in by_name]
+            if missing:
+                raise DataError(f"{path}: has no line for {_some(missing)}")
+            self._tags = [self._multi_hot(by_name[name]) for name in self.names]
+
+        # From VOC ids to ours. An id that VOC does not have is refused before this table is used.
+        self._ids = np.full(256, IGNORE, np.uint8)
+        self._ids[0] = 0
+        for position, name in enumerate(self.class_names):
+            self._ids[VOC_CLASSES.index(name) + 1] = position + 1
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def read(self, index: int) -> Reading:
+        name = self.names[index]
+        path = self._images / f"{name}.jpg"
+        image = read_image(path)
+        mask = None
+        if self._masks is not None:
+            mask = self._read_mask(self._masks / f"{name}.png")
+            if mask.shape != image.shape[:2]:
+                raise DataError(
+                    f"{self._masks / f'{name}.png'}: the mask is {mask.shape[1]}x{mask.shape[0]} pixels, "
+                    f"its image {path} is {image.shape[1]}x{image.shape[0]}"
+                )
+        if self._tags is not None:
+            tags = self._tags[index].copy()
+        else:
+            assert mask is not None
+            tags = np.isin(np.arange(1, len(self.class_names) + 1), mask).astype(np.float32)
+        return image, tags, mask, name
+
+    def _read_mask(self, path: Path) -> NDArray[np.uint8]:
+        mask = read_mask(path)
+        wrong = [int(i) for i in np.unique(mask) if len(VOC_CLASSES) < i < IGNORE]
+        if wrong:
+            raise DataError(f"{path}: ids {wrong} are neither 0-{len(VOC_CLASSES)} nor {IGNORE}")
+        return self._ids[mask]
+
+    def _multi_hot(self, tags: Iterable[str]) -> NDArray[np.float32]:
+        return np.isin(self.class_names, list(tags)).astype(np.float32)
+
+
+def _read_list(root: Path, split: str | Path) -> list[str]:
+    lists = root / "ImageSets" / "Segmentation"
+    path = lists / f"{split}.txt"
+    if not path.is_file():
+        path = Path(split)
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in lists.glob("*.txt"))) or "none"
+        raise DataError(f"{lists / f'{split}.txt'}: no such list, and {split} is no file; lists there: {known}")
+    names: dict[str, None] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+        fields = line.split()
+        if not fields:
+            continue
+        is_path = fields[0].lower().endswith(".jpg")
+        if len(fields) > 1 and not is_path:
+            raise DataError(f"{path}, line {number}: expected one name, got {line.strip()!r}")
+        name = Path(fields[0]).stem if is_path else fields[0]
+        if name in names:
+            raise DataError(f"{path}, line {number}: {name} is listed twice")
+        names[name] = None
+    if not names:
+        raise DataError(f"{path}: lists no image")
+    return list(names)
+
+
+def _read_tags(path: Path) -> dict[str, list[str]]:
+    if not path.is_file():
+        raise DataError(f"{path}: no such tags file")
+    by_name: dict[str, list[str]] = {}
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        if reader.fieldnames != ["name", "tags"]:
+            raise DataError(f"{path}: the header must be 'name,tags', it is {reader.fieldnames}")
+        for row in reader:
+            where = f"{path}, line {reader.line_num}"
+            if None in row or row["tags"] is None:
+                raise DataError(f"{where}: expected two columns, name and tags (separated by spaces)")
+            if row["name"] in by_name:
+                raise DataError(f"{where}: {row['name']} has a line already")
+            by_name[row["name"]] = _check_tags(row["tags"].split(), where)
+    return by_name
+
+
+def _read_annotation(path: Path) -> list[str]:
+    try:
+        tree = ElementTree.parse(path)
+    except ElementTree.ParseError as error:
+        raise DataError(f"{path}: cannot be read as XML ({error})") from error
+    # Children of the root only: the parts of a person (`object/part/name`) are no classes.
+    return _check_tags([(node.text or "").strip() for node in tree.findall("object/name")], str(path))
+
+
+def _check_tags(tags: list[str], where: str) -> list[str]:
+    for tag in tags:
+        if tag not in VOC_CLASSES:
+            raise DataError(f"{where}: {tag!r} is not a VOC class; known classes: {', '.join(VOC_CLASSES)}")
+    return tags
+
+
+def _check_files(folder: Path, names: list[str], suffix: str, kind: str) -> None:
+    there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    missing = [str(folder / f"{name}{suffix}") for name in names if f"{name}{suffix}" not in there]
+    if missing:
+        raise DataError(f"missing {kind}: {_some(missing)}")
+
+
+def _some(items: list[str]) -> str:
+    return items[0] if len(items) == 1 else f"{items[0]} (and {len(items) - 1} more)"
