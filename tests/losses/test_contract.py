@@ -174,7 +174,6 @@ def test_traced_in_one_graph_equals_eager(name: str) -> None:
     assert_compiles(CASES[name](2), "aot_eager")
 
 
-@pytest.mark.slow(reason="the C++ compiler takes a minute")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_compiled_equals_eager() -> None:
     assert_compiles(CASES["prototype_contrast"](2), "inductor")

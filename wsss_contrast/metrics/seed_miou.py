@@ -62,8 +62,8 @@ class SeedMIoU(Metric):
 
     >>> metric = SeedMIoU(num_classes=1, thresholds=(0.2, 0.6))
     >>> metric.update(torch.tensor([[[[0.1, 0.5, 0.9]]]]), torch.tensor([[[0, 1, 1]]]))
-    >>> metric.compute().miou
-    tensor([1.0000, 0.5000])
+    >>> metric.compute().miou.tolist()
+    [1.0, 0.5]
     """
 
     is_differentiable = False

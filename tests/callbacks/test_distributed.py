@@ -1,0 +1,71 @@
+"""Two gloo processes under DDP, without ``find_unused_parameters``."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from .distributed_cases import CASES, Half, Keep, exact
+from .hosts import Photos, loader, same, trainer
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
+    """What both ranks have after each case. One subprocess for all: a hang fails all, after the timeout."""
+    if not hasattr(os, "fork") or sys.platform == "darwin":
+        pytest.skip("forked workers need Linux")
+    folder = tmp_path_factory.mktemp("ddp")
+    command = [sys.executable, "-m", "tests.callbacks.distributed_cases", str(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr[-6000:]
+    return {case: [torch.load(folder / f"{case}-{rank}.pt") for rank in (0, 1)] for case in CASES}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_ranks_stay_in_step(case: str, results: dict[str, list[Any]]) -> None:
+    """Host and projector are bit-identical on both ranks from the first step to the last, and have moved."""
+    first, second = results[case]
+    for when in ("start", "end"):
+        if case != "one_view":  # its batch-norm statistics are each rank's own
+            assert same(first[when]["host"], second[when]["host"])
+        for name, values in first[when]["parts"].items():
+            assert same(values, second[when]["parts"][name])
+    assert not same(first["start"]["host"], first["end"]["host"])
+    for name, values in first["start"]["parts"].items():
+        assert not same(values, first["end"]["parts"][name])
+    assert len(first["losses"]) == len(second["losses"]) == 3
+
+
+def test_ranks_see_other_photos(results: dict[str, list[Any]]) -> None:
+    first, second = results["two_views"]
+    assert not any(torch.equal(a, b) for a, b in zip(first["losses"], second["losses"], strict=True))
+
+
+def test_a_rank_that_skips_adds_a_zero(results: dict[str, list[Any]]) -> None:
+    assert results["none_on_one"][1]["losses"][1] == 0
+    assert results["none_on_one"][0]["losses"][1] > 0
+    assert all(rank["losses"][1] == 0 for rank in results["none_on_all"])
+
+
+def test_two_processes_are_one_on_the_joined_batch(results: dict[str, list[Any]], tmp_path: Path) -> None:
+    """Losses and weights of three steps; each rank has one half of each batch."""
+    ranks = results["joined"]
+    torch.manual_seed(0)
+    trainer([*exact(), Keep(str(tmp_path / "single"))], steps=3).fit(Half(), loader(Photos(12), batch_size=4))
+    alone = torch.load(tmp_path / "single-0.pt")
+    for step in range(3):
+        mean = (ranks[0]["losses"][step] + ranks[1]["losses"][step]) / 2
+        torch.testing.assert_close(mean, alone["losses"][step], rtol=1e-5, atol=1e-6)
+    got = [*ranks[0]["end"]["host"], *ranks[0]["end"]["parts"]["prototype_contrast"]]
+    want = [*alone["end"]["host"], *alone["end"]["parts"]["prototype_contrast"]]
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)

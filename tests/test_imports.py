@@ -1,0 +1,137 @@
+"""What may be imported, what imports drag in, and that the examples in docstrings run."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import inspect
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import wsss_contrast
+from wsss_contrast import callbacks, data, functional, losses, metrics, modules, nn, refine
+
+HEAVY = [
+    "albumentations",
+    "lightning",
+    "pydensecrf",
+    "pytorch_lightning",
+    "segmentation_models_pytorch",
+    "timm",
+    "torchmetrics",
+    "torchvision",
+]
+PUBLIC = {
+    functional: [
+        "IGNORE",
+        "all_negatives",
+        "assign_pixels",
+        "candidate_scores",
+        "candidate_scores_official",
+        "correlation_input",
+        "equivariant_cross_regularization",
+        "equivariant_regularization",
+        "estimate_prototypes",
+        "full_precision",
+        "global_average_pool",
+        "mask_by_tags",
+        "merge_candidates",
+        "min_pooling",
+        "multilabel_soft_margin",
+        "normalize_cams",
+        "pixel_correlation",
+        "pixel_to_prototype_nll",
+        "resize",
+        "sample_pixels",
+        "sample_pixels_official",
+        "semi_hard_negatives",
+        "semi_hard_negatives_official",
+        "split_background",
+        "suppress_non_maximum",
+        "top_candidates",
+        "with_background",
+    ],
+    losses: [
+        "EquivariantCrossRegularization",
+        "EquivariantRegularization",
+        "MinPooling",
+        "MultilabelSoftMargin",
+        "PixelDraws",
+        "PrototypeContrast",
+    ],
+    callbacks: [
+        "MaskWriter",
+        "OptimizerError",
+        "PrototypeContrastCallback",
+        "RegularizerCallback",
+        "TapError",
+    ],
+    data: [
+        "DataError",
+        "EpochSampler",
+        "EvalSampler",
+        "SHAPES_CLASSES",
+        "Sample",
+        "ShapesDataModule",
+        "ShapesDataset",
+        "TaggedImageDataset",
+        "VOCDataModule",
+        "VOCDataset",
+        "VOC_CLASSES",
+        "WSSSDataModule",
+        "denormalize",
+        "eval_transform",
+        "train_transform",
+    ],
+    metrics: ["SeedCurve", "SeedMIoU", "THRESHOLDS"],
+    modules: ["CAM", "SEAM", "parameter_groups", "poly_decay"],
+    nn: ["PixelCorrelationModule", "Projector", "TimmBackbone"],
+    refine: ["merge_scales", "multi_scale_cams"],
+}
+PACKAGES = list(PUBLIC)
+MODULES = [module.name for module in pkgutil.walk_packages(wsss_contrast.__path__, "wsss_contrast.")]
+
+
+@pytest.mark.parametrize(
+    "import_",
+    [
+        "import wsss_contrast",
+        "import wsss_contrast.functional",
+        "import wsss_contrast.losses",
+        "import wsss_contrast.distributed",
+        "from wsss_contrast.nn import PixelCorrelationModule, Projector",
+    ],
+)
+def test_importing_needs_torch_only(import_: str) -> None:
+    code = f"import sys; {import_}; print(*(m for m in {HEAVY} if m in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda m: m.__name__)
+def test_public_names(package: object) -> None:
+    assert sorted(package.__all__) == PUBLIC[package]
+    assert all(hasattr(package, name) for name in package.__all__)
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda m: m.__name__)
+def test_public_names_are_documented(package: object) -> None:
+    for name in package.__all__:
+        value = getattr(package, name)
+        if inspect.isclass(value) or inspect.isfunction(value):
+            assert inspect.getdoc(value), f"{name} has no docstring"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_docstring_examples(module: str) -> None:
+    assert doctest.testmod(importlib.import_module(module), extraglobs={"torch": torch}).failed == 0
+
+
+def test_some_docstrings_have_examples() -> None:
+    finder = doctest.DocTestFinder()
+    found = [test for module in MODULES for test in finder.find(importlib.import_module(module))]
+    assert sum(len(test.examples) for test in found) >= 7

@@ -1,0 +1,49 @@
+"""Masks as palette images, and the sheet."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from wsss_contrast.pictures import mask_image, picture_sheet, voc_palette, write_atomically
+
+
+def test_palette_is_that_of_the_voc_devkit() -> None:
+    palette = voc_palette()
+    assert len(palette) == 768
+    assert palette[15 * 3 : 15 * 3 + 3] == [192, 128, 128]  # person
+    assert palette[20 * 3 : 20 * 3 + 3] == [0, 64, 128]  # tv monitor
+    assert palette[255 * 3 :] == [224, 224, 192]  # void
+
+
+def test_mask_image_keeps_ids(tmp_path: Path) -> None:
+    mask = np.array([[0, 1, 20], [255, 7, 3]])
+    write_atomically(mask_image(mask), tmp_path / "deeper" / "mask.png")
+    with Image.open(tmp_path / "deeper" / "mask.png") as image:
+        assert image.mode == "P"
+        np.testing.assert_array_equal(np.asarray(image), mask)
+
+
+def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def half_written(self: Image.Image, path: Path, **_: object) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Image.Image, "save", half_written)
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(mask_image(np.zeros((2, 2), np.uint8)), tmp_path / "mask.png")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sheet_shows_every_picture() -> None:
+    photo = np.full((20, 40, 3), 200, np.uint8)
+    mask = np.zeros((20, 40), np.uint8)
+    mask[:10], mask[-2:] = 1, 255
+    sheet = np.asarray(picture_sheet(["photo", "seed"], [[photo, mask], [photo, mask]], side=40))
+    assert sheet.shape == (18 + 2 * 44 + 4, 2 * 44 + 4, 3)
+    first, second = sheet[18:38, 4:44], sheet[18:38, 48:88]
+    assert (first == 200).all()
+    assert second[5, 5].tolist() == [153, 69, 69]  # class 1 is dark red, laid over a light photo
+    assert second[14, 5].max() < 120  # the background is dark
+    assert second[19, 5].min() > 120  # ignored pixels are light

@@ -1,0 +1,43 @@
+"""Writes predicted masks as palette images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import BasePredictionWriter
+
+from wsss_contrast.pictures import mask_image, write_atomically
+
+
+class MaskWriter(BasePredictionWriter):
+    """During ``predict``, writes each mask to ``out/NAME.png``: a palette PNG of class ids, 0 the background, 1 to K.
+
+    A file is written under a temporary name and renamed, so one that is there is whole.
+
+    Args:
+        out: folder for the masks; made where it is missing.
+    """
+
+    def __init__(self, out: str = "runs/masks") -> None:
+        super().__init__(write_interval="batch")
+        self.out = Path(out)
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # The masks of a whole data set need not stay in memory.
+        trainer.predict_loop.return_predictions = False
+
+    def write_on_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        prediction: Any,
+        batch_indices: Sequence[int] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        for name, mask in zip(prediction["name"], prediction["mask"].cpu().numpy(), strict=True):
+            write_atomically(mask_image(mask), self.out / f"{name}.png")

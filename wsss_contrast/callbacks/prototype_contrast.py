@@ -1,0 +1,109 @@
+"""Pixel-to-prototype contrast attached to any host."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from wsss_contrast.functional import split_background
+from wsss_contrast.losses import PrototypeContrast
+from wsss_contrast.nn import Projector
+
+from .regularizer import RegularizerCallback
+from .taps import Layout, Tap
+
+
+class _Parts(nn.Module):
+    """The projector and the loss, as one submodule of the host."""
+
+    def __init__(self, projector: Projector, loss: PrototypeContrast) -> None:
+        super().__init__()
+        self.projector = projector
+        self.loss = loss
+
+
+class PrototypeContrastCallback(RegularizerCallback):
+    """Attaches pixel-to-prototype contrast (PPC, CVPR 2022) to a host: ``Trainer(callbacks=[PrototypeContrastCallback()])``.
+
+    A host that forwards two views is tapped twice; for a host that forwards one, the second view is made. Taps, names and
+    errors are described at :class:`~wsss_contrast.callbacks.RegularizerCallback`.
+
+    Args:
+        features: tap of the (N, C, h, w) features that the CAM layer reads.
+        cams: tap of the activation maps, raw or refined. No gradient reaches them. Neither: the host's own taps (all modules
+            of this library declare them).
+        labels: key of the tags in the batch.
+        images: key of the images.
+        background: whether and where ``cams`` carry a background channel: ``None``, 0 or -1.
+        layout: order of the maps' dimensions.
+        in_channels: width of ``features``; by default that of the CAM layer's input.
+        embedding_dim: D, width of the projector.
+        lr_factor: rate of the projector over that of the tapped CAM layer.
+        view_size: side of the second view in pixels, for a host that forwards one.
+        loss: the contrast with settings of your own; its ``background`` must be ``None``, the callback takes the channel off.
+        name: of the logged terms and the checkpoint entry.
+        seed: of the random draws.
+    """
+
+    def __init__(
+        self,
+        features: Tap | None = None,
+        cams: Tap | None = None,
+        labels: str | int = "tags",
+        images: str | int = "image",
+        background: Literal[0, -1] | None = None,
+        layout: Layout = "NCHW",
+        in_channels: int | None = None,
+        embedding_dim: int = 128,
+        lr_factor: float = 1.0,
+        view_size: int = 128,
+        loss: PrototypeContrast | None = None,
+        name: str = "prototype_contrast",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            {"features": features, "cams": cams},
+            labels,
+            images,
+            background,
+            layout,
+            in_channels,
+            lr_factor,
+            view_size,
+            name,
+            seed,
+        )
+        self.embedding_dim = embedding_dim
+        self.loss = loss or PrototypeContrast()
+        if self.loss.background is not None:
+            raise ValueError(
+                f"`loss.background` must be None, got {self.loss.background}: say where the maps carry a background "
+                "with the callback's `background`"
+            )
+
+    def build(self, in_channels: int) -> nn.Module:
+        return _Parts(Projector(in_channels, self.embedding_dim), self.loss)
+
+    def regularize(
+        self, views: Sequence[Mapping[str, Tensor]], tags: Tensor, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        parts: Any = self.parts
+        inputs = []
+        for view in views:
+            width = parts.projector.in_channels
+            if view["features"].shape[1] != width:
+                raise ValueError(
+                    f"`features` has {view['features'].shape[1]} channels, the projector was made for {width}; "
+                    "pass `in_channels`, or a new callback for another host"
+                )
+            cams = split_background(view["cams"], self._at.background)
+            if cams.shape[1] != tags.shape[1]:
+                raise ValueError(
+                    f"`cams` has {view['cams'].shape[1]} channels for {tags.shape[1]} tags with background={self._at.background}"
+                )
+            inputs += [parts.projector(view["features"]), cams]
+        terms: dict[str, Tensor] = parts.loss(*inputs, tags, generator=generator)
+        return terms

@@ -1,0 +1,79 @@
+"""The command line: ``wsss-contrast fit | validate | predict | demo``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from wsss_contrast import callbacks, data, demo, modules
+
+DESCRIPTION = """Weakly supervised semantic segmentation: masks from image tags.
+
+`wsss-contrast demo` trains and compares three methods on pictures that the package draws. The other commands take a
+configuration, by path or by the name of one of the package's: {names}."""
+
+
+class WSSSCommandLine(LightningCLI):
+    """LightningCLI with the number of classes taken from the data, and a writer of masks."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        known = LightningCLI.subcommands()
+        return {name: known[name] for name in ("fit", "validate", "predict")}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
+        parser.add_lightning_class_args(callbacks.MaskWriter, "masks")
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run a command; ``args`` replace those after the program's name."""
+    if args is not None:
+        sys.argv[1:] = args
+    if sys.argv[1:2] == ["demo"]:
+        demo.main(sys.argv[2:])
+        return
+    sys.argv[1:] = _with_paths(sys.argv[1:])
+    try:
+        WSSSCommandLine(
+            modules.CAM,
+            data.WSSSDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            parser_kwargs={"description": DESCRIPTION.format(names=", ".join(packaged_configs()))},
+            save_config_kwargs={"overwrite": True},
+        )
+    except data.DataError as error:
+        sys.exit(f"wsss-contrast: {error}")
+
+
+def packaged_configs() -> dict[str, Path]:
+    """The configurations in the package, by name."""
+    folder = Path(str(files("wsss_contrast") / "configs"))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def _with_paths(args: Sequence[str]) -> list[str]:
+    """Replace the names of packaged configurations by their paths; a file of that name in the folder wins."""
+    known = packaged_configs()
+
+    def path(name: str) -> str:
+        return str(known[name]) if name in known and not Path(name).is_file() else name
+
+    replaced = []
+    for previous, arg in zip(["", *args], args, strict=False):
+        if previous in ("--config", "-c"):
+            arg = path(arg)
+        elif arg.startswith("--config="):
+            arg = f"--config={path(arg.removeprefix('--config='))}"
+        replaced.append(arg)
+    return replaced
+
+
+if __name__ == "__main__":
+    main()
