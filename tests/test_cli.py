@@ -79,7 +79,9 @@ def test_file_of_a_packaged_name_wins(folder: Path) -> None:
     assert cli._with_paths(["fit", "--config", "cam", "--config=cam"]) == ["fit", "--config", "cam", "--config=cam"]
 
 
-def test_unknown_configuration(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_configuration(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
         run(monkeypatch, "fit", "--config", "nonsense")
     assert "nonsense" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Runs on two gloo processes, for ``test_distributed.py``: ``python -m tests.callbacks.distributed_cases DIR``.
+"""Two gloo processes for ``test_distributed.py``: ``python -m tests.callbacks.distributed_cases DIR``.
 
 A process of its own, because forked workers need one whose autograd threads have not started. Each rank
 writes what it has after training to ``DIR/CASE-RANK.pt``.
@@ -80,6 +80,7 @@ CASES: dict[str, tuple[type[OneView], Any, dict[str, Any]]] = {
     "none_on_one": (NoneOnOne, lambda: [ppc(), FeatureNorm()], {}),
     "none_on_one_double": (NoneOnOne, lambda: [ppc()], {"precision": "64-true"}),
     "none_on_all": (NoneOnAll, lambda: [ppc()], {}),
+    "same_photos": (TwoView, lambda: [FeatureNorm()], {"use_distributed_sampler": False}),
     "joined": (Half, exact, {"use_distributed_sampler": False}),
 }
 

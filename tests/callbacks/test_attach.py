@@ -220,12 +220,11 @@ def test_validation_within_fit_is_the_bare_hosts(host: Any) -> None:
         run = trainer(callbacks, num_sanity_val_steps=1, limit_val_batches=1)
         spy = Spy()
 
-        def sanity(trainer: Any, *_: Any, name: str = name) -> None:
+        def sanity(trainer: Any, *_: Any, name: str = name, callbacks: Any = tuple(callbacks)) -> None:
             scores.setdefault(name, float(trainer.callback_metrics["val"]))
+            assert all(callback.recorder.calls == {} for callback in callbacks)
 
         spy.on_sanity_check_end = sanity
         run.callbacks.append(spy)
         run.fit(module, loader(), loader(Photos(seed=1)))
-        for callback in callbacks:
-            assert callback.recorder.calls == {}
     assert scores["bare"] == scores["contrast"]

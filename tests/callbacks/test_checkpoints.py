@@ -258,3 +258,10 @@ def test_checkpoints_written_in_validation_and_by_model_checkpoint(tmp_path: Pat
         )
     state = torch.load(tmp_path / "best.ckpt", weights_only=True)["state_dict"]
     assert list(state) == list(Evaluated().state_dict())
+
+
+def test_a_loaded_state_that_is_not_yet_used_is_saved_again() -> None:
+    callback = ppc()
+    state = {"version": 1, "parts": {"projector.0.weight": torch.zeros(1)}}
+    callback.load_state_dict(state)
+    assert callback.state_dict() == state

@@ -50,6 +50,11 @@ def test_ranks_see_other_photos(results: dict[str, list[Any]]) -> None:
     assert not any(torch.equal(a, b) for a, b in zip(first["losses"], second["losses"], strict=True))
 
 
+def test_ranks_draw_apart(results: dict[str, list[Any]]) -> None:
+    first, second = results["same_photos"]
+    assert not any(torch.equal(a, b) for a, b in zip(first["losses"], second["losses"], strict=True))
+
+
 def test_a_rank_that_skips_adds_a_zero(results: dict[str, list[Any]]) -> None:
     assert results["none_on_one"][1]["losses"][1] == 0
     assert results["none_on_one"][0]["losses"][1] > 0

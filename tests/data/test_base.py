@@ -101,7 +101,8 @@ def test_the_base_serves_other_datasets():
             return np.zeros((4, 6, 3), np.uint8), np.ones(1, np.float32), None, f"n{index}"
 
     sample = Plain(["thing"])[1]
-    assert sample["image"].shape == (3, 4, 6) and sample["name"] == "n1"
+    assert sample["image"].shape == (3, 4, 6)
+    assert sample["name"] == "n1"
     with pytest.raises(DataError, match="n1: has no mask"):
         Plain(["thing"], with_mask=True)[1]
     with pytest.raises(TypeError, match="abstract"):

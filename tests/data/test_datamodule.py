@@ -63,7 +63,8 @@ def test_under_a_trainer():
     ]  # 10 images: two whole batches of 4
     assert all(image.shape == (4, 3, 24, 24) for _, _, image in module.train_batches)
     orders = [list(chain(*(names for e, names, _ in module.train_batches if e == epoch))) for epoch in (0, 1)]
-    assert orders[0] != orders[1] and all(len(set(order)) == 8 for order in orders)
+    assert orders[0] != orders[1]
+    assert all(len(set(order)) == 8 for order in orders)
     one_epoch = module.val_names[:13]
     assert [name for loader, name, _ in one_epoch if loader == 0] == [f"train_{i:05d}" for i in range(10)]
     assert [name for loader, name, _ in one_epoch if loader == 1] == [f"val_{i:05d}" for i in range(3)]
@@ -92,7 +93,8 @@ def test_samplers_follow_the_strategy():
 
     data.trainer = SimpleNamespace(distributed_sampler_kwargs={"num_replicas": 2, "rank": 1})
     train = data.train_dataloader().sampler
-    assert isinstance(train, EpochSampler) and (train.num_replicas, train.rank) == (2, 1)
+    assert isinstance(train, EpochSampler)
+    assert (train.num_replicas, train.rank) == (2, 1)
     for loader in [*data.val_dataloader(), data.predict_dataloader()]:
         assert isinstance(loader.sampler, DistributedSampler)
     threshold, val = data.val_dataloader()
@@ -132,7 +134,8 @@ def test_voc(voc_root):
         batch_size=2,
     )
     assert isinstance(data, WSSSDataModule)
-    assert data.class_names == ["dog", "cat"] and data.num_classes == 2
+    assert data.class_names == ["dog", "cat"]
+    assert data.num_classes == 2
     data.setup()
     assert next(iter(data.train_dataloader()))["image"].shape == (2, 3, 16, 16)
     threshold, val = data.val_dataloader()
@@ -180,4 +183,6 @@ def test_command_line(voc_root):
     )
     data = parser.instantiate_classes(config).data
     assert isinstance(data, VOCDataModule)
-    assert data.class_names == ["cat", "dog"] and data.resize_long == (256, 512) and data.threshold_split == "train"
+    assert data.class_names == ["cat", "dog"]
+    assert data.resize_long == (256, 512)
+    assert data.threshold_split == "train"

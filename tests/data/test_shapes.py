@@ -9,9 +9,12 @@ from wsss_contrast.data import SHAPES_CLASSES, ShapesDataset
 
 def test_sample_contract():
     sample = ShapesDataset("train", length=2, with_mask=True)[1]
-    assert sample["image"].dtype == torch.float32 and sample["image"].shape == (3, 128, 128)
-    assert sample["mask"].dtype == torch.int64 and sample["mask"].shape == (128, 128)
-    assert sample["tags"].dtype == torch.float32 and sample["tags"].shape == (len(SHAPES_CLASSES),)
+    assert sample["image"].dtype == torch.float32
+    assert sample["image"].shape == (3, 128, 128)
+    assert sample["mask"].dtype == torch.int64
+    assert sample["mask"].shape == (128, 128)
+    assert sample["tags"].dtype == torch.float32
+    assert sample["tags"].shape == (len(SHAPES_CLASSES),)
     assert sample["name"] == "train_00001"
     assert "mask" not in ShapesDataset("train", length=2)[1]
     assert ShapesDataset("val", size=65, length=1, with_mask=True)[0]["mask"].shape == (65, 65)

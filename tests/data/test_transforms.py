@@ -64,7 +64,8 @@ def test_small_images_lie_in_a_canvas_of_zeros_at_random_offsets():
     offsets = set()
     for seed in range(30):
         out = run(seed, image, mask)
-        assert out["image"].shape == (48, 48, 3) and out["mask"].shape == (48, 48)
+        assert out["image"].shape == (48, 48, 3)
+        assert out["mask"].shape == (48, 48)
         outside = out["mask"] == 255
         assert (out["image"][outside] == 0).all()
         assert (out["image"][~outside] != 0).any(-1).all()

@@ -34,9 +34,12 @@ def test_tags_from_every_source(voc_root, tags):
 def test_sample_contract(voc_root):
     sample = VOCDataset(voc_root, "train", CLASSES, with_mask=True)[0]
     assert set(sample) == {"image", "tags", "name", "mask"}
-    assert sample["image"].dtype == torch.float32 and sample["image"].shape == (3, 40, 60)
-    assert sample["tags"].dtype == torch.float32 and sample["tags"].shape == (3,)
-    assert sample["mask"].dtype == torch.int64 and sample["mask"].shape == (40, 60)
+    assert sample["image"].dtype == torch.float32
+    assert sample["image"].shape == (3, 40, 60)
+    assert sample["tags"].dtype == torch.float32
+    assert sample["tags"].shape == (3,)
+    assert sample["mask"].dtype == torch.int64
+    assert sample["mask"].shape == (40, 60)
     assert sample["name"] == "a_1"
     assert set(VOCDataset(voc_root, "train", CLASSES)[0]) == {"image", "tags", "name"}
     with Image.open(voc_root / "JPEGImages" / "a_1.jpg") as image:

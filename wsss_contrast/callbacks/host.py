@@ -22,9 +22,9 @@ _HOSTS: WeakKeyDictionary[L.LightningModule, Host] = WeakKeyDictionary()
 class Host:
     """One LightningModule and the regularizers attached to it.
 
-    ``configure_model`` is wrapped so that regularizers attach after the host has built itself (in ``__init__``, ``setup`` or
-    ``configure_model``); ``training_step`` is wrapped so that their terms join its loss. All regularizers share one wrap and
-    run in the order of their names, so the order of callbacks makes no difference.
+    ``configure_model`` is wrapped so that regularizers attach after the host has built itself (in ``__init__``,
+    ``setup`` or ``configure_model``); ``training_step`` is wrapped so that their terms join its loss. All
+    regularizers share one wrap and run in the order of their names, so the order of callbacks makes no difference.
     """
 
     def __init__(self, module: L.LightningModule) -> None:

@@ -24,7 +24,8 @@ def join_optimizer(
 ) -> None:
     """Add the parameters that no optimizer holds as a new group beside the first anchor that one holds.
 
-    The group copies the anchor's options, its learning rate times ``lr_factor``; the optimizer's schedulers are extended.
+    The group copies the anchor's options, its learning rate times ``lr_factor``; the optimizer's schedulers are
+    extended.
 
     Args:
         parameters: those that must train.

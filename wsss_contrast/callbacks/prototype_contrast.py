@@ -26,15 +26,16 @@ class _Parts(nn.Module):
 
 
 class PrototypeContrastCallback(RegularizerCallback):
-    """Attaches pixel-to-prototype contrast (PPC, CVPR 2022) to a host: ``Trainer(callbacks=[PrototypeContrastCallback()])``.
+    """Attaches pixel-to-prototype contrast (PPC, CVPR 2022) to a host.
 
-    A host that forwards two views is tapped twice; for a host that forwards one, the second view is made. Taps, names and
-    errors are described at :class:`~wsss_contrast.callbacks.RegularizerCallback`.
+    ``Trainer(callbacks=[PrototypeContrastCallback()])`` is enough for the modules of this library. A host that
+    forwards two views is tapped twice; for a host that forwards one, the second view is made. Taps, names and errors
+    are described at :class:`~wsss_contrast.callbacks.RegularizerCallback`.
 
     Args:
         features: tap of the (N, C, h, w) features that the CAM layer reads.
-        cams: tap of the activation maps, raw or refined. No gradient reaches them. Neither: the host's own taps (all modules
-            of this library declare them).
+        cams: tap of the activation maps, raw or refined. No gradient reaches them. Neither: the host's own taps (all
+            modules of this library declare them).
         labels: key of the tags in the batch.
         images: key of the images.
         background: whether and where ``cams`` carry a background channel: ``None``, 0 or -1.
@@ -43,7 +44,8 @@ class PrototypeContrastCallback(RegularizerCallback):
         embedding_dim: D, width of the projector.
         lr_factor: rate of the projector over that of the tapped CAM layer.
         view_size: side of the second view in pixels, for a host that forwards one.
-        loss: the contrast with settings of your own; its ``background`` must be ``None``, the callback takes the channel off.
+        loss: the contrast with settings of your own; its ``background`` must be ``None``, the callback takes the
+            channel off.
         name: of the logged terms and the checkpoint entry.
         seed: of the random draws.
     """
@@ -102,7 +104,8 @@ class PrototypeContrastCallback(RegularizerCallback):
             cams = split_background(view["cams"], self._at.background)
             if cams.shape[1] != tags.shape[1]:
                 raise ValueError(
-                    f"`cams` has {view['cams'].shape[1]} channels for {tags.shape[1]} tags with background={self._at.background}"
+                    f"`cams` has {view['cams'].shape[1]} channels for {tags.shape[1]} tags "
+                    f"with background={self._at.background}"
                 )
             inputs += [parts.projector(view["features"]), cams]
         terms: dict[str, Tensor] = parts.loss(*inputs, tags, generator=generator)

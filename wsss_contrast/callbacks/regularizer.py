@@ -40,18 +40,18 @@ class _Place(NamedTuple):
 class RegularizerCallback(L.Callback):
     """Adds a loss to any LightningModule that makes class activation maps, without a change to it.
 
-    During ``fit`` the host's submodules are tapped, its ``training_step`` is wrapped on the instance, and the parts that the
-    loss trains (a projector) are a submodule of the host, so that any strategy moves and synchronises them. After ``fit``, or
-    an exception, the host is as it was; the callback keeps the parts for the next ``fit`` and in checkpoints. The host's
-    ``state_dict`` never shows them. Nothing is added at validation or inference.
+    During ``fit`` the host's submodules are tapped, its ``training_step`` is wrapped on the instance, and the parts
+    that the loss trains (a projector) are a submodule of the host, so that any strategy moves and synchronises them.
+    After ``fit``, or an exception, the host is as it was; the callback keeps the parts for the next ``fit`` and in
+    checkpoints. The host's ``state_dict`` never shows them. Nothing is added at validation or inference.
 
     A subclass implements :meth:`build` and :meth:`regularize`.
 
     Args:
-        taps: what is read at each forward pass, by label. A tap is a submodule's name, ``(name, index)`` where its output is a
-            tuple or dict, or a function of the captured outputs, a mapping from submodule names. ``cams`` may name an
-            ``nn.Linear`` classifier after pooling: its weights make maps of ``features``. Empty: the host's own
-            ``regularizer_taps``.
+        taps: what is read at each forward pass, by label. A tap is a submodule's name, ``(name, index)`` where its
+            output is a tuple or dict, or a function of the captured outputs, a mapping from submodule names. ``cams``
+            may name an ``nn.Linear`` classifier after pooling: its weights make maps of ``features``. Empty: the
+            host's own ``regularizer_taps``.
         labels: key of the (N, K) multi-hot tags in the batch (an index where the batch is a tuple).
         images: key of the images.
         background: whether and where the tapped ``cams`` carry a background channel: ``None``, 0 (first) or -1 (last).
@@ -146,7 +146,8 @@ class RegularizerCallback(L.Callback):
         return f"{type(self).__qualname__}[{self.name}]"
 
     def state_dict(self) -> dict[str, Any]:
-        return {} if self.parts is None else {"version": 1, "parts": self.parts.state_dict()}
+        parts = self._loaded if self.parts is None else self.parts.state_dict()
+        return {} if parts is None else {"version": 1, "parts": parts}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         version = state_dict.get("version", 1)
@@ -195,7 +196,8 @@ class RegularizerCallback(L.Callback):
         if trainer.state.fn == "fit" and not known and checkpoint.get("optimizer_states"):
             raise ValueError(
                 f"the checkpoint was written without {self.state_key}, so its optimizer state does not fit this run. "
-                'Load its weights (`module.load_state_dict(torch.load(path)["state_dict"])`) and fit without `ckpt_path`.'
+                'Load its weights (`module.load_state_dict(torch.load(path)["state_dict"])`), '
+                "then fit without `ckpt_path`."
             )
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -252,6 +254,7 @@ class RegularizerCallback(L.Callback):
         self._handles = []
         if hasattr(self, "recorder"):
             self.recorder.close()
+            del self.recorder  # it holds the host
         if self.parts is not None and module._modules.get(self._attribute) is self.parts:
             delattr(module, self._attribute)
 
@@ -280,8 +283,8 @@ class RegularizerCallback(L.Callback):
         width = getattr(layer, "in_channels", 0) or getattr(layer, "in_features", 0)
         if not isinstance(layer, nn.Conv2d | nn.Linear) or not width:
             raise TapError(
-                f"{self.state_key}: `cams` taps {f'`{name}`' if name else 'a function'}, no convolution or linear layer; "
-                "pass `in_channels`, the width of `features`"
+                f"{self.state_key}: `cams` taps {f'`{name}`' if name else 'a function'}, "
+                "no convolution or linear layer; pass `in_channels`, the width of `features`"
             )
         return int(width)
 

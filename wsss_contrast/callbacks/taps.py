@@ -62,7 +62,8 @@ def _names(host: nn.Module, most: int = 60) -> str:
 class Recorder:
     """Forward hooks on a host's submodules that keep their outputs while it is open.
 
-    A function tap may read any submodule. So all are hooked until :meth:`keep_read`, from then on only those it has read.
+    A function tap may read any submodule. So all are hooked until :meth:`keep_read`, from then on only those it has
+    read.
 
     Args:
         host: the module that owns the submodules.
@@ -195,8 +196,9 @@ def as_maps(label: str, value: Tensor, layout: Layout, image_size: tuple[int, in
 
     Args:
         label: what it is, for errors.
-        value: ``NCHW`` or ``NHWC``: 4-D. ``NLC``: (N, L, C) tokens, of which the last h w are the grid in row order; the grid is
-            the one with the image's aspect ratio that leaves the fewest prefix tokens. 4-D outputs of an ``NLC`` host are NCHW.
+        value: ``NCHW`` or ``NHWC``: 4-D. ``NLC``: (N, L, C) tokens, of which the last h w are the grid in row order;
+            the grid is the one with the image's aspect ratio that leaves the fewest prefix tokens. 4-D outputs of an
+            ``NLC`` host are NCHW.
         layout: order of the dimensions.
         image_size: height and width of the image, for the token grid.
     """

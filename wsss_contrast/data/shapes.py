@@ -144,8 +144,8 @@ def _body(
     body = _blob(rng, centre[0], centre[1], length, width, lean)
     line = max(2, round(side / 100))
 
-    texture = _TEXTURES[kind] if rng.uniform() < 0.55 else str(rng.choice(_TEXTURES))
-    hue = _HUES[kind] + rng.normal(0, 0.1)
+    texture = _TEXTURES[kind] if rng.uniform() < 0.8 else str(rng.choice(_TEXTURES))
+    hue = _HUES[kind] + rng.normal(0, 0.05)
     fill = _texture(rng, texture, hue, 0.6, side)
 
     shape = Image.new("L", (side, side))
@@ -162,7 +162,7 @@ def _body(
     on_mask.polygon(body, fill=kind + 1)
     on_mask.line([*body, body[0]], fill=kind + 1, width=line, joint="curve")
 
-    radius = length * rng.uniform(0.3, 0.36)
+    radius = length * rng.uniform(0.4, 0.46)
     x, y = (centre + ahead * length * 0.92).clip(radius, side - radius)
     return float(x), float(y), float(radius)
 
