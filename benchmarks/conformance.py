@@ -23,8 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsss_contrast import functional as W
-from wsss_contrast import losses
+from wsss_contrast import functional, losses
 from wsss_contrast.metrics import SeedMIoU
 from wsss_contrast.modules import parameter_groups, poly_decay
 from wsss_contrast.refine import merge_scales, multi_scale_cams
@@ -242,14 +241,14 @@ def check_functions(case: Case, contrast: Contrast, ppc: Any, names: set[str], s
     ours: dict[str, Tensor] = {}
     expected: dict[str, Any] = dict(ppc)
     for n, embeddings, cams in zip("12", contrast.embeddings, contrast.cams, strict=True):
-        features = W.resize(embeddings, size)
-        cams = W.resize(W.split_background(cams, o["background"]), size)
-        y, scores = W.candidate_scores_official(cams, tags, o["background_score"], o["background"])
+        features = functional.resize(embeddings, size)
+        cams = functional.resize(functional.split_background(cams, o["background"]), size)
+        y, scores = functional.candidate_scores_official(cams, tags, o["background_score"], o["background"])
         reference_top, by_class = ppc[f"top_indices{n}"], scores.movedim(1, 0).flatten(1)
         pixel_numbers = torch.arange(y.numel()).view_as(y)[:, None]  # as features, they tell who was chosen
-        top_values, top = W.top_candidates(pixel_numbers, scores, o["top_k"])
-        chosen = W.top_candidates(features, scores, o["top_k"], None if stable else reference_top)
-        prototypes.append(W.estimate_prototypes(*chosen)[0])
+        top_values, top = functional.top_candidates(pixel_numbers, scores, o["top_k"])
+        chosen = functional.top_candidates(features, scores, o["top_k"], None if stable else reference_top)
+        prototypes.append(functional.estimate_prototypes(*chosen)[0])
         units.append(F.normalize(features, dim=1).movedim(1, -1).flatten(0, -2))
         labels.append(y.flatten())
         ours |= {f"cam_norm_ppc{n}": scores, f"pseudo_label{n}": y, f"top_values{n}": top_values}
@@ -264,15 +263,15 @@ def check_functions(case: Case, contrast: Contrast, ppc: Any, names: set[str], s
 
     def nll(view: int, bank: int, y: Tensor, negatives: Tensor | None = None) -> Tensor:
         if negatives is None:
-            negatives = W.all_negatives(y, torch.ones(classes, dtype=torch.bool))
-        return W.pixel_to_prototype_nll(units[view] @ prototypes[bank].T / o["temperature"], y, negatives)
+            negatives = functional.all_negatives(y, torch.ones(classes, dtype=torch.bool))
+        return functional.pixel_to_prototype_nll(units[view] @ prototypes[bank].T / o["temperature"], y, negatives)
 
     for i, n in enumerate("12"):
         y, cosines = labels[i], units[i] @ prototypes[i].T
         similarity = cosines.gather(1, y[:, None])[:, 0]
-        negatives = W.semi_hard_negatives_official(cosines)
+        negatives = functional.semi_hard_negatives_official(cosines)
         mined = nll(i, i, y, negatives)
-        times, count = W.sample_pixels_official(similarity, y, keys[i], classes)
+        times, count = functional.sample_pixels_official(similarity, y, keys[i], classes)
         hard = times > (keys[i] == 0).long()
         ours |= {f"intra_pos_sim{n}": similarity, f"intra_nll{n}": mined}
         ours |= {f"loss_cp{n}": nll(i, 1 - i, y).mean(), f"loss_cc{n}": nll(i, i, labels[1 - i]).mean()}
@@ -325,11 +324,11 @@ def check_seam(case: Case, reference: Mapping[str, Any]) -> None:
     cams, refined = [], []
     for n in "12":
         logits, size = leaves[f"cam_logit{n}"], tuple(config[f"img_hw{n}"])
-        ours[f"cam_norm{n}"] = W.correlation_input(logits[:, 1:])
-        ours[f"cam_rv_down{n}"] = W.pixel_correlation(ours[f"cam_norm{n}"], leaves[f"pcm_feat{n}"])
-        ours[f"pred{n}"] = W.global_average_pool(W.resize(logits, size))
-        cams.append(W.resize(logits, size)[:, 1:])
-        refined.append(W.resize(ours[f"cam_rv_down{n}"], size))
+        ours[f"cam_norm{n}"] = functional.correlation_input(logits[:, 1:])
+        ours[f"cam_rv_down{n}"] = functional.pixel_correlation(ours[f"cam_norm{n}"], leaves[f"pcm_feat{n}"])
+        ours[f"pred{n}"] = functional.global_average_pool(functional.resize(logits, size))
+        cams.append(functional.resize(logits, size)[:, 1:])
+        refined.append(functional.resize(ours[f"cam_rv_down{n}"], size))
         ours[f"loss_cls{n}"] = losses.MultilabelSoftMargin()(cams[-1], tags)
         ours[f"loss_rvmin{n}"] = losses.MinPooling()(refined[-1][:, 1:], tags)
     parts = [ours[f"loss_{kind}{n}"] for kind in ("cls", "rvmin") for n in "12"]
@@ -351,7 +350,7 @@ def merge_file(reference: Any, folder: Path) -> Cases:
 
     def compare(case: Case, merged: Tensor) -> None:
         saved = reference["cam_dict"]
-        case.values({"norm_cam": merged[0], "pred_026": W.assign_pixels(merged, tags, 0.26)[0]}, reference)
+        case.values({"norm_cam": merged[0], "pred_026": functional.assign_pixels(merged, tags, 0.26)[0]}, reference)
         case.values({"classes": tags[0].nonzero()[:, 0]}, {"classes": torch.tensor(sorted(saved))})
         case.values({f"map {k}": merged[0, k] for k in saved}, {f"map {k}": saved[k] for k in saved})
 

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from wsss_contrast import cli, comparison, demo
-from wsss_contrast.data import DataError
+from wsss_contrast.modules import CAM
 from wsss_contrast.nn import backbone
 from wsss_contrast.pictures import voc_palette
 
@@ -54,14 +55,16 @@ def test_configuration_fits(config: str, voc_root: Path, folder: Path, monkeypat
     if config != "cam":
         options["model.init_args.view_size"] = "24"
     run(monkeypatch, "fit", "--config", config, **options)
-    assert list(folder.iterdir()) == []  # fast_dev_run leaves nothing behind
 
 
 def test_fit_validate_predict(voc_root: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = TINY | {"data.init_args.root": str(voc_root), "model.init_args.view_size": "24"}
-    once = {"trainer.max_epochs": "1", "trainer.check_val_every_n_epoch": "1"}
-    run(monkeypatch, "fit", "--config=seam_ppc", **options, **once)
-    (checkpoint,) = folder.glob("checkpoints/*.ckpt")
+    twice = {"trainer.max_epochs": "2", "trainer.check_val_every_n_epoch": "2"}
+    run(monkeypatch, "fit", "--config=seam_ppc", **options, **twice)
+    checkpoint = Path("runs/seam_ppc/last.ckpt")
+    state = torch.load(checkpoint, weights_only=True)
+    assert state["epoch"] == 1
+    assert "PrototypeContrastCallback[prototype_contrast]" in state["callbacks"]
     run(monkeypatch, "validate", "-c", "seam_ppc", "--ckpt_path", str(checkpoint), **options)
     run(monkeypatch, "predict", "-c", "seam_ppc", "--ckpt_path", str(checkpoint), **options, **{"masks.out": "masks"})
     assert sorted(path.name for path in Path("masks").iterdir()) == ["a_1.png", "a_2.png", "a_3.png"]
@@ -71,6 +74,36 @@ def test_fit_validate_predict(voc_root: Path, folder: Path, monkeypatch: pytest.
             assert mask.mode == "P"
             assert mask.getpalette()[:63] == voc_palette()[:63]
             assert np.asarray(mask).max() <= 20
+
+
+def test_masks_have_the_ids_of_voc(voc_root: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = TINY | {"data.init_args.root": str(voc_root), "data.init_args.classes": "[person, cat, dog]"}
+    run(
+        monkeypatch,
+        "fit",
+        "--config=cam",
+        **options,
+        **{"trainer.max_epochs": "1", "trainer.check_val_every_n_epoch": "1"},
+    )
+    monkeypatch.setattr(CAM, "masks", lambda self, seeds: torch.tensor([[[0, 1], [2, 3]]]))
+    run(monkeypatch, "predict", "--config=cam", **options, **{"ckpt_path": "runs/cam/last.ckpt", "masks.out": "masks"})
+    with Image.open("masks/a_1.png") as mask:
+        assert np.asarray(mask).tolist() == [[0, 15], [8, 12]]
+
+
+def test_last_epoch_must_be_validated(voc_root: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = TINY | {"data.init_args.root": str(voc_root), "trainer.max_epochs": "3"}
+    with pytest.raises(SystemExit, match=r"last of 3 epochs.*check_val_every_n_epoch 3"):
+        run(monkeypatch, "fit", "--config=cam", **options)
+
+
+@pytest.mark.parametrize("command", ["validate", "predict"])
+def test_checkpoint_is_needed(command: str, voc_root: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = TINY | {"data.init_args.root": str(voc_root)}
+    with pytest.raises(SystemExit, match=f"{command} needs --ckpt_path"):
+        run(monkeypatch, command, "--config=cam", **options)
+    with pytest.raises(SystemExit, match=r"missing\.ckpt"):
+        run(monkeypatch, command, "--config=cam", "--ckpt_path=missing.ckpt", **options)
 
 
 def test_file_of_a_packaged_name_wins(folder: Path) -> None:
@@ -90,7 +123,7 @@ def test_unknown_configuration(
 def test_bad_data_is_named(voc_root: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (voc_root / "JPEGImages" / "a_2.jpg").unlink()
     options = TINY | {"data.init_args.root": str(voc_root)}
-    with pytest.raises((SystemExit, DataError), match=r"a_2\.jpg"):
+    with pytest.raises(SystemExit, match=r"a_2\.jpg"):
         run(monkeypatch, "fit", "--config", "cam", **options)
 
 
@@ -104,14 +137,23 @@ def test_demo(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     with Image.open("out/sheet.png") as sheet:
         assert sheet.size[0] > 5 * 128  # photo, ground truth, three seeds
 
-    # A rerun takes the results from the files; other settings make them anew.
+    # A rerun takes the results from the files and says so; a broken file or other settings make them anew.
     calls = []
-    monkeypatch.setattr(comparison, "_run", lambda name, *_: calls.append(name) or ({}, []))
+    real = comparison._run
+
+    def counted(name: str, *args: object) -> object:
+        calls.append(name)
+        return real(name, *args)
+
+    monkeypatch.setattr(comparison, "_run", counted)
+    Path("out/seam.npz").write_bytes(Path("out/seam.npz").read_bytes()[:100])
     run(monkeypatch, "demo", steps="1", images="2", out="out")
-    assert calls == []
+    assert calls == ["SEAM"]
+    assert "CAM: taken from" in capsys.readouterr().out
     assert Path("out/table.md").read_text() == table
-    with pytest.raises(KeyError):  # the stand-in has no scores to tabulate
-        run(monkeypatch, "demo", steps="2", images="2", out="out")
+    assert not list(Path("out").glob(".*"))
+    calls.clear()
+    run(monkeypatch, "demo", steps="1", images="2", out="out", seed="1")
     assert calls == ["CAM", "SEAM", "SEAM + PPC"]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wsss_contrast.pictures import mask_image, picture_sheet, voc_palette, write_atomically
+from wsss_contrast.pictures import mask_image, picture_sheet, png, voc_palette, write_atomically
 
 
 def test_palette_is_that_of_the_voc_devkit() -> None:
@@ -19,20 +19,21 @@ def test_palette_is_that_of_the_voc_devkit() -> None:
 
 def test_mask_image_keeps_ids(tmp_path: Path) -> None:
     mask = np.array([[0, 1, 20], [255, 7, 3]])
-    write_atomically(mask_image(mask), tmp_path / "deeper" / "mask.png")
+    write_atomically(png(mask_image(mask)), tmp_path / "deeper" / "mask.png")
     with Image.open(tmp_path / "deeper" / "mask.png") as image:
         assert image.mode == "P"
         np.testing.assert_array_equal(np.asarray(image), mask)
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def half_written(self: Image.Image, path: Path, **_: object) -> None:
-        Path(path).write_bytes(b"half")
+    def half_written(self: Path, content: bytes) -> None:
+        with self.open("wb") as file:
+            file.write(content[:4])
         raise OSError("disk full")
 
-    monkeypatch.setattr(Image.Image, "save", half_written)
+    monkeypatch.setattr(Path, "write_bytes", half_written)
     with pytest.raises(OSError, match="disk full"):
-        write_atomically(mask_image(np.zeros((2, 2), np.uint8)), tmp_path / "mask.png")
+        write_atomically(b"a whole file", tmp_path / "mask.png")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -47,3 +48,8 @@ def test_sheet_shows_every_picture() -> None:
     assert second[5, 5].tolist() == [153, 69, 69]  # class 1 is dark red, laid over a light photo
     assert second[14, 5].max() < 120  # the background is dark
     assert second[19, 5].min() > 120  # ignored pixels are light
+
+
+def test_ids_that_a_palette_image_cannot_hold() -> None:
+    with pytest.raises(ValueError, match="256"):
+        mask_image(np.array([[0, 256]]))

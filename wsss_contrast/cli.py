@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from wsss_contrast import callbacks, data, demo, modules
+from wsss_contrast import __version__, callbacks, data, demo, modules
 
 DESCRIPTION = """Weakly supervised semantic segmentation: masks from image tags.
 
@@ -29,15 +29,37 @@ class WSSSCommandLine(LightningCLI):
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
         parser.add_lightning_class_args(callbacks.MaskWriter, "masks")
 
+    def before_fit(self) -> None:
+        every, epochs = self.trainer.check_val_every_n_epoch, self.trainer.max_epochs
+        trial = self.config["fit"]["trainer"]["fast_dev_run"]
+        if not trial and every and epochs and epochs > 0 and epochs % every:
+            sys.exit(
+                f"wsss-contrast: the last of {epochs} epochs would not be validated, so no background threshold would "
+                f"be chosen; set --trainer.check_val_every_n_epoch {epochs}"
+            )
+
+    def before_validate(self) -> None:
+        self._need_checkpoint()
+
+    def before_predict(self) -> None:
+        self._need_checkpoint()
+
+    def _need_checkpoint(self) -> None:
+        if self.config[self.subcommand]["ckpt_path"] is None:
+            sys.exit(f"wsss-contrast: {self.subcommand} needs --ckpt_path, the checkpoint of a trained model")
+
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run a command; ``args`` replace those after the program's name."""
-    if args is not None:
-        sys.argv[1:] = args
-    if sys.argv[1:2] == ["demo"]:
-        demo.main(sys.argv[2:])
+    given = sys.argv[1:] if args is None else list(args)
+    if given[:1] == ["demo"]:
+        demo.main(given[1:])
         return
-    sys.argv[1:] = _with_paths(sys.argv[1:])
+    if given[:1] == ["--version"]:
+        print(__version__)
+        return
+    # LightningCLI warns where it is given arguments beside those of the program.
+    argv, sys.argv = sys.argv, [sys.argv[0], *_with_paths(given)]
     try:
         WSSSCommandLine(
             modules.CAM,
@@ -48,8 +70,10 @@ def main(args: Sequence[str] | None = None) -> None:
             parser_kwargs={"description": DESCRIPTION.format(names=", ".join(packaged_configs()))},
             save_config_kwargs={"overwrite": True},
         )
-    except data.DataError as error:
+    except (data.DataError, callbacks.TapError, callbacks.OptimizerError, FileNotFoundError) as error:
         sys.exit(f"wsss-contrast: {error}")
+    finally:
+        sys.argv = argv
 
 
 def packaged_configs() -> dict[str, Path]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +17,12 @@ import lightning as L
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
+from wsss_contrast import __version__
 from wsss_contrast.data import WSSSDataModule, denormalize
 from wsss_contrast.modules import CAM
-from wsss_contrast.pictures import picture_sheet, write_atomically
+from wsss_contrast.pictures import picture_sheet, png, write_atomically
 
 Method = Callable[[], tuple[CAM, list[L.Callback]]]
 """Makes a module and the callbacks to train it with."""
@@ -37,7 +42,8 @@ def compare(
 ) -> dict[str, dict[str, float]]:
     """Train each method from the same seed for the same steps, score its seeds, write ``table.md`` and ``sheet.png``.
 
-    A method's result is a file of its own in ``out``; a rerun with the same settings takes it from there.
+    A method's result is a file of its own in ``out``; a rerun with the same settings, data, method and release of this
+    library takes it from there and says so.
 
     Args:
         data: the data; its validation loaders are the split to choose the threshold on, and the split to score.
@@ -52,22 +58,43 @@ def compare(
     Returns:
         For each method, mIoU in percent on ``train``, ``val`` and ``val oracle``, and the thresholds.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    key = {"steps": steps, "seed": seed, **(settings or {})}
-    results = {}
+    files = {name: out / f"{_file_name(name)}.npz" for name in methods}
+    if len(set(files.values())) < len(files):
+        raise ValueError(f"the names of two methods differ in signs only: {list(files)}")
+    key = {"version": __version__, "steps": steps, "seed": seed, "pictures": pictures, **(settings or {})}
+    results, masks = {}, {}
     for name, method in methods.items():
-        path = out / f"{_file_name(name)}.json"
-        stored = json.loads(path.read_text()) if path.is_file() else {}
-        if stored.get("settings") != key:
-            scores, masks = _run(name, method, data, steps, seed, pictures, trainer_options)
-            np.savez_compressed(path.with_suffix(".npz"), *masks)
-            stored = {"settings": key, "scores": scores}
-            path.write_text(json.dumps(stored, indent=1))
-        results[name] = stored["scores"]
-    text = table(results)
-    (out / "table.md").write_text(text)
-    _sheet(data, list(methods), out, pictures)
+        stored = _stored(files[name], key)
+        if stored is None:
+            scores, masks[name] = _run(name, method, data, steps, seed, pictures, trainer_options)
+            results[name] = scores
+            _store(files[name], key, scores, masks[name])
+        else:
+            print(f"{name}: taken from {files[name]}", flush=True)
+            results[name], masks[name] = stored
+    write_atomically(table(results).encode(), out / "table.md")
+    write_atomically(png(_sheet(data, masks, pictures)), out / "sheet.png")
     return results
+
+
+def _store(path: Path, key: Mapping[str, Any], scores: Mapping[str, float], masks: Sequence[NDArray[np.uint8]]) -> None:
+    """One file with a method's scores, its pictures and what they depend on."""
+    about = json.dumps({"settings": key, "scores": scores})
+    file = io.BytesIO()
+    np.savez_compressed(file, *masks, about=np.array(about))
+    write_atomically(file.getvalue(), path)
+
+
+def _stored(path: Path, key: Mapping[str, Any]) -> tuple[dict[str, float], list[NDArray[np.uint8]]] | None:
+    """A result of the same settings; ``None`` where there is none or it can't be read."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            about = json.loads(str(file["about"]))
+            if about["settings"] != json.loads(json.dumps(key)):
+                return None
+            return about["scores"], [file[name] for name in file.files if name != "about"]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return None
 
 
 def table(results: Mapping[str, Mapping[str, float]]) -> str:
@@ -119,7 +146,7 @@ def _run(
 
 
 def _samples(data: WSSSDataModule, pictures: int) -> list[dict[str, Any]]:
-    """Scored images spread over the split, those with more than one class first among equals."""
+    """Scored images, spread evenly over the split."""
     data.setup("validate")
     count = len(data.val_set)
     chosen = np.linspace(0, count - 1, min(pictures, count)).round().astype(int)
@@ -136,33 +163,27 @@ def _masks(module: CAM, data: WSSSDataModule, pictures: int) -> list[NDArray[np.
     return masks
 
 
-def _sheet(data: WSSSDataModule, names: Sequence[str], out: Path, pictures: int) -> None:
-    of_method = []
-    for name in names:
-        with np.load(out / f"{_file_name(name)}.npz") as masks:
-            of_method.append([masks[key] for key in masks.files])
+def _sheet(data: WSSSDataModule, masks: Mapping[str, Sequence[NDArray[np.uint8]]], pictures: int) -> Image.Image:
     rows = []
     for i, sample in enumerate(_samples(data, pictures)):
         truth = sample["mask"].numpy().astype(np.uint8)
-        rows.append([denormalize(sample["image"]), truth, *(masks[i] for masks in of_method)])
-    write_atomically(picture_sheet(["photo", "ground truth", *names], rows), out / "sheet.png")
+        rows.append([denormalize(sample["image"]), truth, *(of_method[i] for of_method in masks.values())])
+    return picture_sheet(["photo", "ground truth", *masks], rows)
 
 
 def _file_name(name: str) -> str:
     return "".join(c if c.isalnum() else "_" for c in name.lower())
 
 
-class _quietly(warnings.catch_warnings):
-    """Without Lightning's tips and hardware lines; errors still come through."""
-
-    def __enter__(self) -> Any:
-        entered = super().__enter__()
-        warnings.simplefilter("ignore")
-        self._logger = logging.getLogger("lightning.pytorch")
-        self._level = self._logger.level
-        self._logger.setLevel(logging.ERROR)
-        return entered
-
-    def __exit__(self, *exception: Any) -> None:
-        self._logger.setLevel(self._level)
-        super().__exit__(*exception)
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without Lightning's tips, hardware lines and advice on workers; other warnings come through."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            yield
+    finally:
+        logger.setLevel(level)

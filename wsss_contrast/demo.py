@@ -34,7 +34,7 @@ def main(args: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for the table and the sheet")
     parser.add_argument("--steps", type=int, default=120, help="optimiser steps of each method")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation")
+    parser.add_argument("--seed", type=int, default=0, help="of pictures, weights, order and augmentation")
     parser.add_argument("--images", type=int, default=96, help="images that are scored, of each split")
     options = parser.parse_args(args)
     for name in ("steps", "images"):
@@ -45,7 +45,7 @@ def main(args: Sequence[str] | None = None) -> None:
     except ImportError as error:
         parser.error(str(error))
 
-    data = ShapesDataModule(val_length=options.images)
+    data = ShapesDataModule(val_length=options.images, seed=options.seed)
     common = {
         "num_classes": data.num_classes,
         "backbone": OFFLINE_MODEL,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,20 +32,29 @@ def voc_palette() -> list[int]:
 
 def mask_image(mask: NDArray[np.integer]) -> Image.Image:
     """A palette image of class ids (H, W), 0 to 255."""
-    image = Image.fromarray(mask.astype(np.uint8), mode=None)
+    if mask.size and not 0 <= mask.min() <= mask.max() <= IGNORE:
+        raise ValueError(f"class ids must be in 0 to 255, got {mask.min()} to {mask.max()}")
+    image = Image.fromarray(mask.astype(np.uint8))
     image.putpalette(voc_palette())
     return image
 
 
-def write_atomically(image: Image.Image, path: Path) -> None:
-    """Save as PNG under a temporary name, then rename: a file under its own name is whole."""
+def write_atomically(content: bytes, path: Path) -> None:
+    """Write under a temporary name, then rename: a file under its own name is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        image.save(temporary, format="PNG")
+        temporary.write_bytes(content)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def png(image: Image.Image) -> bytes:
+    """An image as a PNG file."""
+    file = io.BytesIO()
+    image.save(file, format="PNG")
+    return file.getvalue()
 
 
 def picture_sheet(

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, lr_scheduler
 
-from wsss_contrast.callbacks import OptimizerError
+from wsss_contrast.callbacks import OptimizerError, PrototypeContrastCallback
 from wsss_contrast.callbacks.optimizers import join_optimizer
+from wsss_contrast.modules import SEAM
 
 from .hosts import AtStart, FeatureNorm, Groups, Spy, TwoView, fit, ppc, weights
 
@@ -296,3 +297,25 @@ def test_of_several_optimizers_the_anchors_is_joined() -> None:
     join_optimizer([parameters[2]], [parameters[1]], [first, second], [untouched], 0.5, "")
     assert [len(o.param_groups) for o in (first, second)] == [1, 2]
     assert second.param_groups[1]["lr"] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("lr_factor", [1.0, 3.0])
+def test_built_in_hosts_train_the_projector_at_the_cam_layers_rate(lr_factor: float) -> None:
+    """SEAM sweeps the projector up with its backbone; the papers train it like the CAM layer, ten times faster."""
+    module = SEAM(num_classes=3, backbone="test_resnet", weights=None, view_size=16, lr=0.01)
+    callback = PrototypeContrastCallback(lr_factor=lr_factor, embedding_dim=8)
+    rates = {}
+
+    class Watch(L.Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+            for group in trainer.optimizers[0].param_groups:
+                rates.update({id(p): group["lr"] for p in group["params"]})
+            held = [id(p) for group in trainer.optimizers[0].param_groups for p in group["params"]]
+            assert len(held) == len(set(held))
+
+    data = [{"image": torch.randn(3, 32, 32), "tags": torch.eye(3)[i % 3]} for i in range(2)]
+    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    trainer = L.Trainer(max_steps=1, callbacks=[callback, Watch()], enable_model_summary=False, **options)
+    trainer.fit(module, torch.utils.data.DataLoader(data, batch_size=2))
+    assert rates[id(module.classifier.weight)] == pytest.approx(0.1)
+    assert rates[id(callback.parts.projector[0].weight)] == pytest.approx(0.1 * lr_factor)

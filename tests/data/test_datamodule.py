@@ -186,3 +186,16 @@ def test_command_line(voc_root):
     assert data.class_names == ["cat", "dog"]
     assert data.resize_long == (256, 512)
     assert data.threshold_split == "train"
+
+
+def test_classes_and_seed_are_checked_at_once() -> None:
+    assert VOCDataModule("root", classes="cat").class_names == ["cat"]
+    with pytest.raises(ValueError, match="dragon"):
+        VOCDataModule("root", classes=["cat", "dragon"])
+    with pytest.raises(ValueError, match="-1"):
+        VOCDataModule("root", seed=-1)
+
+
+def test_masks_are_written_in_the_data_sets_own_ids() -> None:
+    assert VOCDataModule("root", classes=["sheep", "cat"]).mask_ids == [0, 17, 8]
+    assert ShapesDataModule().mask_ids == [0, 1, 2, 3, 4]

@@ -253,3 +253,10 @@ def test_photographs(animals, split, length):
         assert sample["tags"].sum() >= 1
         # Every class in the mask is tagged. (Not the other way round: small objects may be 255.)
         assert (by_mask[index]["tags"] <= sample["tags"]).all()
+
+
+def test_list_that_is_no_text(voc_root: Path) -> None:
+    path = voc_root / "ImageSets/Segmentation/train.txt"
+    path.write_bytes(b"caf\xe9\n")
+    with pytest.raises(DataError, match=r"train\.txt.*UTF-8"):
+        VOCDataset(voc_root, "train")

@@ -50,12 +50,12 @@ def test_gradcheck(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     free = [x for x in case.inputs if x.requires_grad]
     if name.startswith("prototype_contrast"):
         kept = []
-        estimate = contrast.W.estimate_prototypes
+        estimate = contrast.functional.estimate_prototypes
         with monkeypatch.context() as patch:
-            patch.setattr(contrast.W, "estimate_prototypes", lambda *x: kept.append(estimate(*x)) or kept[-1])
+            patch.setattr(contrast.functional, "estimate_prototypes", lambda *x: kept.append(estimate(*x)) or kept[-1])
             case.total()
         turn = itertools.cycle(kept)
-        monkeypatch.setattr(contrast.W, "estimate_prototypes", lambda *_: next(turn))
+        monkeypatch.setattr(contrast.functional, "estimate_prototypes", lambda *_: next(turn))
     if name == "equivariant_cross":
         free = [case.inputs[1], case.inputs[3]]
 

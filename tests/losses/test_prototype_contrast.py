@@ -160,7 +160,8 @@ def test_weights_scale_their_term_and_zero_leaves_it_out(compat: str) -> None:
         assert sorted(without) == sorted(set(TERMS) - {term})
         double = PrototypeContrast(compat=compat, **{argument: 0.2})(*inputs, draws=draws(inputs))
         torch.testing.assert_close(double[term], 2 * usual[term])
-    assert PrototypeContrast(0.1, None, None, 0.2, 0, 0, 0, compat=compat)(*inputs) == {}
+    with pytest.raises(ValueError, match="at least one weight"):
+        PrototypeContrast(0.1, None, None, 0.2, 0, 0, 0, compat=compat)
 
 
 @COMPAT

@@ -62,7 +62,7 @@ def test_seam_seeds_are_the_refined_maps() -> None:
 
 def test_masks_apply_the_threshold_as_the_metric_does() -> None:
     module = cam()
-    module.background_threshold.fill_(0.5)
+    module.threshold_index.fill_(50)
     seeds = torch.tensor([[[[0.4, 0.5, 0.6, 0.9]], [[0.1, 0.5, 0.6, 0.95]], [[-1.0, -1.0, -1.0, -1.0]]]])
     assert module.masks(seeds).tolist() == [[[0, 0, 1, 2]]]
 
@@ -187,7 +187,7 @@ def test_threshold_is_chosen_on_the_first_loader_and_applied_to_the_second(make:
     host.validate(module, [loader(seed=1), loader(seed=2)], verbose=False)
     chosen_on, scored = curve(tmp_path, module, 1), curve(tmp_path, module, 2)
     threshold = float(chosen_on.thresholds[chosen_on.best])
-    assert float(module.background_threshold) == threshold
+    assert module.background_threshold == pytest.approx(threshold)
     expected = {
         "train/miou": float(chosen_on.miou.max()),
         "val/miou": scored.at(threshold),
@@ -210,7 +210,7 @@ def test_the_choice_matters_on_these_photos(tmp_path: Path) -> None:
 @pytest.mark.parametrize("as_list", [False, True])
 def test_one_loader_is_scored_at_the_threshold_kept(make: Make, tmp_path: Path, as_list: bool) -> None:
     module = make()
-    module.background_threshold.fill_(0.35)
+    module.threshold_index.fill_(35)
     found = trainer(tmp_path).validate(module, [loader(seed=2)] if as_list else loader(seed=2), verbose=False)[0]
     scored = curve(tmp_path, module, 2)
     assert float(module.background_threshold) == pytest.approx(0.35)
@@ -229,7 +229,7 @@ def test_sanity_check_chooses_nothing_and_leaves_no_counts(tmp_path: Path) -> No
     class Watch(L.Callback):
         def on_sanity_check_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
             seen.append(float(pl_module.background_threshold))
-            seen.append(int(sum(metric.histogram.sum() for metric in pl_module.curves)))
+            seen.append(int(sum(metric.histogram.sum() for metric in pl_module.seed_metrics)))
             seen.append(len(trainer.callback_metrics))
 
     trainer(tmp_path, num_sanity_val_steps=-1, callbacks=[Watch()]).fit(
@@ -254,7 +254,7 @@ def test_counts_start_afresh_in_each_epoch(tmp_path: Path) -> None:
 def test_checkpoint_keeps_weights_threshold_and_options(make: Make, tmp_path: Path) -> None:
     module, host = make(lr=0.003, momentum=0.5, dropout=0.1), trainer(tmp_path)
     host.fit(module, loader(), [loader(seed=1), loader(seed=2)])
-    module.background_threshold.fill_(0.37)
+    module.threshold_index.fill_(37)
     host.save_checkpoint(tmp_path / "last.ckpt")
     loaded = type(module).load_from_checkpoint(tmp_path / "last.ckpt", weights_only=True)
     assert float(loaded.background_threshold) == pytest.approx(0.37)
@@ -279,7 +279,7 @@ def test_options_of_cam_reach_seam() -> None:
 @both
 def test_prediction_names_photos_and_gives_masks(make: Make, tmp_path: Path) -> None:
     module = make()
-    module.background_threshold.fill_(0.4)
+    module.threshold_index.fill_(40)
     outputs = trainer(tmp_path).predict(module, loader())
     data = RandomPhotos()
     assert [name for output in outputs for name in output["name"]] == [f"photo_{i}" for i in range(4)]
@@ -290,3 +290,27 @@ def test_prediction_names_photos_and_gives_masks(make: Make, tmp_path: Path) -> 
         assert torch.equal(mask, expected)
         assert set(mask.unique().tolist()) <= {0, *(tags.nonzero()[:, 0] + 1).tolist()}
     assert len(masks.unique()) > 1
+
+
+def test_half_precision_keeps_the_sweep() -> None:
+    module = CAM(num_classes=2, backbone="test_resnet", weights=None)
+    module.threshold_index.fill_(38)
+    assert module.to(torch.bfloat16).background_threshold == 0.38
+
+
+def test_a_subclass_may_name_its_arguments_as_it_likes() -> None:
+    class Own(CAM):
+        def __init__(self, lr: float = 1.0, scales: str = "many") -> None:
+            super().__init__(2, backbone="test_resnet", weights=None, lr=lr / 1000, scales=(1.0,))
+
+    module = Own()
+    assert (module.lr, module.scales) == (0.001, (1.0,))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"lr": -1.0}, "-1.0"), ({"scales": ()}, "scales"), ({"dropout": 1.0}, "1.0"), ({"view_size": 0}, "0")],
+)
+def test_values_that_cannot_be(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SEAM(num_classes=2, backbone="test_resnet", weights=None, **options)

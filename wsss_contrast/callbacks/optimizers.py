@@ -22,10 +22,12 @@ def join_optimizer(
     lr_factor: float,
     remedy: str,
 ) -> None:
-    """Add the parameters that no optimizer holds as a new group beside the first anchor that one holds.
+    """Bring parameters into a group of their own, beside the first anchor that an optimizer holds.
 
     The group copies the anchor's options, its learning rate times ``lr_factor``; the optimizer's schedulers are
-    extended.
+    extended. Parameters that a host swept up with its own (``self.parameters()``) leave the group they got there,
+    unless it is the anchor's and ``lr_factor`` is 1. A group of these parameters alone was made for them and stays as
+    it is. Call it before the first step: an optimizer's state is not moved.
 
     Args:
         parameters: those that must train.
@@ -38,10 +40,7 @@ def join_optimizer(
     Raises:
         OptimizerError: no optimizer holds an anchor, or a scheduler can't be extended.
     """
-    held = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
-    missing = [p for p in parameters if p.requires_grad and id(p) not in held]
-    if not missing:
-        return
+    wanted = {id(p): p for p in parameters if p.requires_grad}
     places = {
         id(p): (optimizer, i)
         for optimizer in optimizers
@@ -49,19 +48,36 @@ def join_optimizer(
         for p in group["params"]
     }
     place = next((places[id(p)] for p in anchors if id(p) in places), None)
+    swept_up = []
+    for optimizer in optimizers:
+        for i, group in enumerate(optimizer.param_groups):
+            inside = [p for p in group["params"] if id(p) in wanted]
+            if not inside:
+                continue
+            if len(inside) == len(group["params"]) or ((optimizer, i) == place and lr_factor == 1):
+                wanted = {key: p for key, p in wanted.items() if key not in map(id, inside)}
+            else:
+                swept_up.append(group)
+    if not wanted:
+        return
     if place is None:
         raise OptimizerError(f"no optimizer holds the tapped module, so the projector would never train. {remedy}")
     optimizer, index = place
     concerned = [s for s in schedulers if getattr(s, "optimizer", None) is optimizer]
     for scheduler in concerned:
         _check(scheduler, remedy)
+    for group in swept_up:
+        kept = [i for i, p in enumerate(group["params"]) if id(p) not in wanted]
+        for key in ("params", "param_names"):
+            if key in group:
+                group[key] = [group[key][i] for i in kept]
     group = {key: value for key, value in optimizer.param_groups[index].items() if key not in ("params", "param_names")}
     for key in ("lr", "initial_lr"):
         if key in group:
             group[key] = group[key] * lr_factor
     named = "param_names" in optimizer.param_groups[index]
     optimizer.add_param_group(
-        {**group, "params": [(f"regularizer.{i}", p) for i, p in enumerate(missing)] if named else missing}
+        {**group, "params": [(f"regularizer.{i}", p) if named else p for i, p in enumerate(wanted.values())]}
     )
     done: set[int] = set()
     for scheduler in concerned:

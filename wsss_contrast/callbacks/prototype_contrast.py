@@ -68,15 +68,15 @@ class PrototypeContrastCallback(RegularizerCallback):
     ) -> None:
         super().__init__(
             {"features": features, "cams": cams},
-            labels,
-            images,
-            background,
-            layout,
-            in_channels,
-            lr_factor,
-            view_size,
-            name,
-            seed,
+            labels=labels,
+            images=images,
+            background=background,
+            layout=layout,
+            in_channels=in_channels,
+            lr_factor=lr_factor,
+            view_size=view_size,
+            name=name,
+            seed=seed,
         )
         self.embedding_dim = embedding_dim
         self.loss = loss or PrototypeContrast()

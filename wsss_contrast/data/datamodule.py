@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
-from wsss_contrast.data.base import Sample, TaggedImageDataset
+from wsss_contrast.data.base import Sample, TaggedImageDataset, check_class_names
 from wsss_contrast.data.samplers import EpochSampler, EvalSampler
 from wsss_contrast.data.shapes import SHAPES_CLASSES, ShapesDataset
 from wsss_contrast.data.transforms import train_transform
@@ -56,7 +56,9 @@ class WSSSDataModule(L.LightningDataModule, ABC):
         seed: int,
     ) -> None:
         super().__init__()
-        self.class_names = class_names
+        if seed < 0:
+            raise ValueError(f"seed must not be negative, got {seed}")
+        self.class_names = check_class_names(class_names)
         self.train_split = train_split
         self.val_split = val_split
         self.threshold_split = train_split if threshold_split is None else threshold_split
@@ -71,6 +73,11 @@ class WSSSDataModule(L.LightningDataModule, ABC):
     def num_classes(self) -> int:
         """K, the number of foreground classes."""
         return len(self.class_names)
+
+    @property
+    def mask_ids(self) -> list[int]:
+        """The ids of background and classes in the data set's own masks; predicted masks are written in them."""
+        return list(range(self.num_classes + 1))
 
     @abstractmethod
     def dataset(self, split: str, transform: A.Compose | None = None, with_mask: bool = False) -> TaggedImageDataset:
@@ -156,7 +163,7 @@ class VOCDataModule(WSSSDataModule):
         predict_split: str | None = None,
     ) -> None:
         super().__init__(
-            class_names=list(VOC_CLASSES) if classes is None else classes,
+            class_names=check_class_names(VOC_CLASSES if classes is None else classes, VOC_CLASSES),
             train_split=train_split,
             val_split=val_split,
             threshold_split=threshold_split,
@@ -169,6 +176,10 @@ class VOCDataModule(WSSSDataModule):
         )
         self.root = Path(root)
         self.tags = tags
+
+    @property
+    def mask_ids(self) -> list[int]:
+        return [0, *(VOC_CLASSES.index(name) + 1 for name in self.class_names)]
 
     def dataset(self, split: str, transform: A.Compose | None = None, with_mask: bool = False) -> VOCDataset:
         return VOCDataset(self.root, split, self.class_names, self.tags, transform, with_mask, self.seed)

@@ -157,7 +157,11 @@ def _read_list(root: Path, split: str | Path) -> list[str]:
         known = ", ".join(sorted(p.stem for p in lists.glob("*.txt"))) or "none"
         raise DataError(f"{lists / f'{split}.txt'}: no such list, and {split} is no file; lists there: {known}")
     names: dict[str, None] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is no UTF-8 text ({error})") from error
+    for number, line in enumerate(lines, start=1):
         fields = line.split()
         if not fields:
             continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from wsss_contrast import functional as W
+from wsss_contrast import functional
 
 from ._checks import check_fraction, check_maps, check_same_channels, check_tags
 
@@ -36,7 +36,7 @@ class EquivariantRegularization(nn.Module):
         check_same_channels(source_cams=source_cams, target_cams=target_cams)
         check_tags(tags, source_cams.shape[0], source_cams.shape[1])
         with torch.autocast(source_cams.device.type, enabled=False):
-            return W.equivariant_regularization(source_cams, target_cams, tags)
+            return functional.equivariant_regularization(source_cams, target_cams, tags)
 
 
 class EquivariantCrossRegularization(nn.Module):
@@ -86,6 +86,6 @@ class EquivariantCrossRegularization(nn.Module):
             )
         check_tags(tags, source_cams.shape[0], source_cams.shape[1])
         with torch.autocast(source_cams.device.type, enabled=False):
-            return W.equivariant_cross_regularization(
+            return functional.equivariant_cross_regularization(
                 source_cams, source_refined, target_cams, target_refined, tags, self.ratio
             )

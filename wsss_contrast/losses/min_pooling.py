@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from wsss_contrast import functional as W
+from wsss_contrast import functional
 
 from ._checks import check_maps, check_tags
 
@@ -31,4 +31,4 @@ class MinPooling(nn.Module):
         check_maps(refined=refined)
         check_tags(tags, refined.shape[0], refined.shape[1])
         with torch.autocast(refined.device.type, enabled=False):
-            return W.min_pooling(refined, tags)
+            return functional.min_pooling(refined, tags)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from wsss_contrast import functional as W
+from wsss_contrast import functional
 
 from ._checks import check_maps, check_tags
 
 
 class MultilabelSoftMargin(nn.Module):
-    """Multi-label soft margin loss of pooled maps, ``L_cls`` of SEAM and PPC.
+    """Multi-label soft margin loss of pooled maps: Eq. 7 of SEAM (CVPR 2020), ``L_cls`` of PPC (CVPR 2022).
 
     Distributed contract: a mean over images; nothing is gathered.
     """
@@ -27,4 +27,4 @@ class MultilabelSoftMargin(nn.Module):
         """
         check_maps(cams=cams)
         check_tags(tags, cams.shape[0], cams.shape[1])
-        return W.multilabel_soft_margin(W.global_average_pool(cams), tags)
+        return functional.multilabel_soft_margin(functional.global_average_pool(cams), tags)

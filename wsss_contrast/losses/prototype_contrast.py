@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsss_contrast import distributed
-from wsss_contrast import functional as W
+from wsss_contrast import distributed, functional
 
 from ._checks import check_fraction, check_maps, check_same_channels, check_tags
 
@@ -112,6 +111,8 @@ class PrototypeContrast(nn.Module):
         weights = (cross_prototype_weight, cross_cam_weight, intra_view_weight)
         if not all(weight >= 0 for weight in weights):
             raise ValueError(f"the weights must not be negative, got {weights}")
+        if not any(weights):
+            raise ValueError(f"at least one weight must be positive, got {weights}")
         if compat not in ("paper", "official"):
             raise ValueError(f"`compat` must be 'paper' or 'official', got {compat!r}")
         check_fraction(hard_ratio=hard_ratio)
@@ -197,13 +198,13 @@ class PrototypeContrast(nn.Module):
         valid: Tensor | None,
         indices: Tensor | None,
     ) -> _View:
-        embeddings = W.resize(W.full_precision(embeddings), size)
+        embeddings = functional.resize(functional.full_precision(embeddings), size)
         unit = F.normalize(embeddings, dim=1)
         with torch.no_grad():
-            foreground = W.split_background(cams.detach(), self.background)
-            foreground = W.resize(W.full_precision(foreground).to(embeddings.dtype), size)
+            foreground = functional.split_background(cams.detach(), self.background)
+            foreground = functional.resize(functional.full_precision(foreground).to(embeddings.dtype), size)
             official = self.compat == "official"
-            candidates = W.candidate_scores_official if official else W.candidate_scores
+            candidates = functional.candidate_scores_official if official else functional.candidate_scores
             labels, scores = candidates(foreground, tags, self.background_score, self.background or 0)
             if valid is not None:
                 if valid.shape != labels.shape or valid.dtype != torch.bool:
@@ -211,11 +212,11 @@ class PrototypeContrast(nn.Module):
                         f"a mask of valid pixels must be bool of shape {tuple(labels.shape)}, "
                         f"got {valid.dtype} {tuple(valid.shape)}"
                     )
-                labels = labels.masked_fill(~valid, W.IGNORE)
+                labels = labels.masked_fill(~valid, functional.IGNORE)
                 scores = scores.masked_fill(~valid[:, None], -math.inf)
             top_k = self.top_k or (max(size[0] * size[1] // 8, 1) if official else 32)
             vectors = (embeddings if official else unit).detach()
-            scores, vectors = W.top_candidates(vectors, scores, top_k, indices)
+            scores, vectors = functional.top_candidates(vectors, scores, top_k, indices)
             short = top_k - scores.shape[1]
             if short > 0 and indices is None:  # the same shape on every rank, also with a short or empty batch
                 scores = F.pad(scores, (0, short), value=-math.inf)
@@ -255,14 +256,14 @@ class PrototypeContrast(nn.Module):
                 log_odds = logits[i][:, bank]
                 all_labels = self._comparable(joined[:, label_of, 2].long(), present[bank])
                 # In the cross-CAM term both views must see the pixel.
-                all_labels = torch.where(joined[:, i, 2] < 0, W.IGNORE, all_labels)
+                all_labels = torch.where(joined[:, i, 2] < 0, functional.IGNORE, all_labels)
                 if name == "intra_view":
                     negatives = self._negatives(log_odds, labels, present[bank], draws.prototypes[i])
                     share = self._pixel_shares(joined[:, i], all_labels, classes)
                 else:
-                    negatives = W.all_negatives(labels, present[bank])
+                    negatives = functional.all_negatives(labels, present[bank])
                     share = _mean_over(all_labels >= 0, joined.dtype)
-                nll = W.pixel_to_prototype_nll(log_odds, labels, negatives)
+                nll = functional.pixel_to_prototype_nll(log_odds, labels, negatives)
                 values.append((nll * share[part]).sum() * distributed.world_size())
             total = values[0] + values[1]
             terms[name] = weight * (total / 2 if self.compat == "official" else total)
@@ -275,8 +276,9 @@ class PrototypeContrast(nn.Module):
         joined = distributed.all_gather(candidates)
         found = []
         for i in (0, 1):
-            top_k = candidates.shape[2]
-            found.append(W.estimate_prototypes(*W.merge_candidates(joined[:, i, ..., 0], joined[:, i, ..., 1:], top_k)))
+            scores, vectors = joined[:, i, ..., 0], joined[:, i, ..., 1:]
+            merged = functional.merge_candidates(scores, vectors, top_k=candidates.shape[2])
+            found.append(functional.estimate_prototypes(*merged))
         prototypes, present = (torch.stack(parts) for parts in zip(*found, strict=True))
         return prototypes, present
 
@@ -307,16 +309,16 @@ class PrototypeContrast(nn.Module):
 
     def _comparable(self, labels: Tensor, present: Tensor) -> Tensor:
         """Labels with ``IGNORE`` where the class has no prototype to compare with."""
-        return torch.where(present[labels.clamp_min(0)] & (labels >= 0), labels, W.IGNORE)
+        return torch.where(present[labels.clamp_min(0)] & (labels >= 0), labels, functional.IGNORE)
 
     def _negatives(self, logits: Tensor, labels: Tensor, present: Tensor, keys: Tensor) -> Tensor:
-        negatives = W.all_negatives(labels, present)
+        negatives = functional.all_negatives(labels, present)
         if not self.mine_prototypes:
             return negatives
         with torch.no_grad():
             if self.compat == "official":
-                return W.semi_hard_negatives_official(logits, self.hard_ratio)
-            return W.semi_hard_negatives(logits, negatives, keys, self.hard_ratio)
+                return functional.semi_hard_negatives_official(logits, self.hard_ratio)
+            return functional.semi_hard_negatives(logits, negatives, keys, self.hard_ratio)
 
     def _pixel_shares(self, of_pixels: Tensor, labels: Tensor, classes: int) -> Tensor:
         """The weight of each pixel of the joined batch in the intra-view mean; they sum to at most 1."""
@@ -324,9 +326,9 @@ class PrototypeContrast(nn.Module):
         if not self.sample_pixels:
             return _mean_over(labels >= 0, similarity.dtype)
         if self.compat == "paper":
-            times, _ = W.sample_pixels(similarity, labels, keys, classes)
+            times, _ = functional.sample_pixels(similarity, labels, keys, classes)
             return _mean_over(times, similarity.dtype)
-        times, count = W.sample_pixels_official(similarity, labels, keys, classes, self.hard_ratio)
+        times, count = functional.sample_pixels_official(similarity, labels, keys, classes, self.hard_ratio)
         sampled = (2 * (count // 2)).clamp_min(1)[labels.clamp_min(0)]
         return times.to(similarity.dtype) / sampled / (count > 0).sum().clamp_min(1)
 

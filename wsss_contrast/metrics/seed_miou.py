@@ -70,7 +70,6 @@ class SeedMIoU(Metric):
     higher_is_better = True
     full_state_update = False
     histogram: Tensor
-    thresholds: Tensor
 
     def __init__(self, num_classes: int, thresholds: Sequence[float] = THRESHOLDS, count_absent: bool = False) -> None:
         super().__init__()
@@ -80,7 +79,7 @@ class SeedMIoU(Metric):
             raise ValueError(f"`thresholds` must be rising and not empty, got {tuple(thresholds)}")
         self.num_classes = num_classes
         self.count_absent = count_absent
-        self.register_buffer("thresholds", torch.tensor(thresholds, dtype=torch.float32), persistent=False)
+        self.thresholds = tuple(thresholds)  # no buffer: a module in half precision would round it
         # [truth, best class, how many thresholds the best class's score exceeds]
         shape = (num_classes + 1, num_classes, len(thresholds) + 1)
         self.add_state("histogram", torch.zeros(shape, dtype=torch.long), dist_reduce_fx="sum")
@@ -104,7 +103,7 @@ class SeedMIoU(Metric):
             found = masks[known].unique().tolist()
             raise ValueError(f"`masks` have ids {found}, expected 0 to {self.num_classes} and 255")
         score, best = cams.float().max(dim=1)  # the first of equals
-        exceeded = torch.searchsorted(self.thresholds, score, right=False)
+        exceeded = torch.searchsorted(score.new_tensor(self.thresholds), score, right=False)
         _, classes, bins = self.histogram.shape
         flat = (masks * classes + best) * bins + exceeded
         self.histogram += torch.bincount(flat[known], minlength=self.histogram.numel()).view_as(self.histogram)
@@ -119,4 +118,4 @@ class SeedMIoU(Metric):
         predicted = torch.cat([(counts.sum() - above.sum(dim=(0, 1)))[None], above.sum(0)])
         iou = (hits / (truth + predicted - hits)).T  # 0 / 0 is NaN: a class that occurs nowhere
         miou = iou.nan_to_num(0.0).mean(1) if self.count_absent else iou.nanmean(1)
-        return SeedCurve(self.thresholds, iou, miou)
+        return SeedCurve(torch.tensor(self.thresholds, device=iou.device), iou, miou)

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from wsss_contrast.losses import MultilabelSoftMargin
-from wsss_contrast.metrics import SeedCurve, SeedMIoU
+from wsss_contrast.metrics import THRESHOLDS, SeedCurve, SeedMIoU
 from wsss_contrast.nn import TimmBackbone
 from wsss_contrast.refine import multi_scale_cams
 
@@ -45,7 +45,7 @@ class CAM(L.LightningModule):
         flip: mirror the photo as well.
     """
 
-    background_threshold: Tensor
+    threshold_index: Tensor
 
     def __init__(
         self,
@@ -63,19 +63,36 @@ class CAM(L.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
+        if not 0 <= dropout < 1:
+            raise ValueError(f"`dropout` must be in [0, 1), got {dropout}")
+        if lr <= 0:
+            raise ValueError(f"`lr` must be positive, got {lr}")
+        if not scales or min(scales) <= 0:
+            raise ValueError(f"`scales` must be positive and not empty, got {tuple(scales)}")
+        self.lr = lr
+        self.momentum = momentum
+        self.weight_decay = weight_decay
+        self.scales = tuple(scales)
+        self.flip = flip
         self.backbone = TimmBackbone(backbone, weights, output_stride, frozen_norm)
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(self.backbone.out_channels, num_classes, kernel_size=1, bias=False)
         nn.init.xavier_uniform_(self.classifier.weight)
         self.classification = MultilabelSoftMargin()
-        self.first_curve = SeedMIoU(num_classes)
-        self.second_curve = SeedMIoU(num_classes)
-        self.register_buffer("background_threshold", torch.tensor(0.2))
+        self.first_metric = SeedMIoU(num_classes)
+        self.second_metric = SeedMIoU(num_classes)
+        # The place of the threshold in the sweep: a whole number stays exact in half precision.
+        self.register_buffer("threshold_index", torch.tensor(THRESHOLDS.index(0.2)))
 
     @property
-    def curves(self) -> tuple[SeedMIoU, SeedMIoU]:
+    def background_threshold(self) -> float:
+        """The score that a class must exceed at a pixel; 0.2 until validation has chosen one."""
+        return THRESHOLDS[int(self.threshold_index)]
+
+    @property
+    def seed_metrics(self) -> tuple[SeedMIoU, SeedMIoU]:
         """The metrics of the validation loaders, in their order."""
-        return self.first_curve, self.second_curve
+        return self.first_metric, self.second_metric
 
     @property
     def heads(self) -> list[nn.Module]:
@@ -105,7 +122,7 @@ class CAM(L.LightningModule):
 
     def seeds(self, images: Tensor, tags: Tensor) -> Tensor:
         """Normalised multi-scale maps (N, K, H, W), see :func:`~wsss_contrast.refine.multi_scale_cams`."""
-        return multi_scale_cams(self.seed_maps, images, tags, self.hparams["scales"], self.hparams["flip"])
+        return multi_scale_cams(self.seed_maps, images, tags, self.scales, self.flip)
 
     def masks(self, seeds: Tensor) -> Tensor:
         """(N, K, H, W) seeds to (N, H, W) class ids at the background threshold, 0 for the background."""
@@ -117,16 +134,18 @@ class CAM(L.LightningModule):
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
+    def on_validation_start(self) -> None:
+        loaders = len(self.trainer.num_val_batches)
+        if loaders > len(self.seed_metrics):
+            raise ValueError(f"validation takes one or two loaders, got {loaders}")
+
     def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
-        self.curves[dataloader_idx].update(self.seeds(batch["image"], batch["tags"]), batch["mask"])
+        self.seed_metrics[dataloader_idx].update(self.seeds(batch["image"], batch["tags"]), batch["mask"])
 
     def on_validation_epoch_end(self) -> None:
-        loaders = len(self.trainer.num_val_batches)
-        if loaders > len(self.curves):
-            raise ValueError(f"validation takes one or two loaders, got {loaders}")
-        curves = [curve.compute() for curve in self.curves[:loaders]]
-        for curve in self.curves:
-            curve.reset()
+        curves = [metric.compute() for metric in self.seed_metrics[: len(self.trainer.num_val_batches)]]
+        for metric in self.seed_metrics:
+            metric.reset()
         if not self.trainer.sanity_checking:
             self.log_dict(self._scores(curves), prog_bar=True, sync_dist=True)
 
@@ -134,23 +153,21 @@ class CAM(L.LightningModule):
         scored = curves[-1]
         scores = {
             "val/miou_oracle": float(scored.miou[scored.best]),
-            "threshold_oracle": float(scored.thresholds[scored.best]),
+            "threshold_oracle": THRESHOLDS[scored.best],
         }
         if len(curves) == 2:
-            chosen = curves[0].best
-            self.background_threshold.copy_(curves[0].thresholds[chosen])
-            scores["train/miou"] = float(curves[0].miou[chosen])
-        scores["val/miou"] = scored.at(float(self.background_threshold))
-        return scores | {"threshold": float(self.background_threshold)}
+            self.threshold_index.fill_(curves[0].best)
+            scores["train/miou"] = float(curves[0].miou[curves[0].best])
+        scores["val/miou"] = float(scored.miou[self.threshold_index])
+        return scores | {"threshold": self.background_threshold}
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """Names and masks (N, H, W) of a batch."""
         return {"name": batch["name"], "mask": self.masks(self.seeds(batch["image"], batch["tags"]))}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        h = self.hparams
-        groups = parameter_groups(self, self.heads, h["lr"], h["weight_decay"])
-        optimizer = torch.optim.SGD(groups, lr=h["lr"], momentum=h["momentum"])
+        groups = parameter_groups(self, self.heads, self.lr, self.weight_decay)
+        optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum)
         steps = max(int(self.trainer.estimated_stepping_batches), 1)
         return {
             "optimizer": optimizer,

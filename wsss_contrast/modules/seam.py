@@ -29,6 +29,8 @@ class SEAM(CAM):
     def __init__(self, num_classes: int, view_size: int = 128, **kwargs: Any) -> None:
         super().__init__(num_classes, **kwargs)
         self.save_hyperparameters()
+        if view_size < 1:
+            raise ValueError(f"`view_size` must be at least 1, got {view_size}")
         self.view_size = view_size
         self.pcm = PixelCorrelationModule(self.backbone.low_channels)
         self.equivariant = EquivariantRegularization()

@@ -7,6 +7,7 @@ from typing import Any
 
 import timm
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -63,6 +64,8 @@ class TimmBackbone(nn.Module):
             for norm in self._norms():
                 norm.requires_grad_(False)
         self.out_channels = int(self.net.num_features)
+        patch = getattr(getattr(self.net, "patch_embed", None), "patch_size", 1)
+        self._patch = (patch, patch) if isinstance(patch, int) else tuple(patch)
         self._own = False  # whether the last intermediate map is the last map itself
         self.low_channels = tuple(self._probe(name))
 
@@ -76,20 +79,25 @@ class TimmBackbone(nn.Module):
     def _norms(self) -> list[nn.Module]:
         return [module for module in self.net.modules() if isinstance(module, _BatchNorm)]
 
-    @torch.no_grad()
+    @torch.enable_grad()
     def _probe(self, name: str) -> list[int]:
         """Widths of the two lower maps; refuses a network that gives no maps."""
         self.eval()
+        sample = torch.zeros(1, *self.net.pretrained_cfg["input_size"])
         try:
-            last, low = self(torch.zeros(1, *self.net.pretrained_cfg["input_size"]))
+            last, low = self(sample)
             self._own = low[-1].shape[1] == last.shape[1]
-            last, low = self(torch.zeros(1, *self.net.pretrained_cfg["input_size"]))
+            last, low = self(sample)
         except Exception as error:
             raise ValueError(f"timm model `{name}` can't serve as a backbone: {error}") from error
         finally:
             self.train()
         if last.shape[1] != self.out_channels:
             raise ValueError(f"timm model `{name}` can't serve as a backbone: its features are {tuple(last.shape)}")
+        # Parameters behind the map (a norm in the classifier) would never get a gradient, which DDP takes for an error.
+        trained = [p for p in self.parameters() if p.requires_grad]
+        for p, gradient in zip(trained, torch.autograd.grad(last.sum(), trained, allow_unused=True), strict=True):
+            p.requires_grad_(gradient is not None)
         return [int(maps.shape[1]) for maps in low]
 
     def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -99,6 +107,11 @@ class TimmBackbone(nn.Module):
             images: (N, 3, H, W), normalised by ImageNet's mean and standard deviation.
         """
         images = images * self.scale + self.shift
+        if self._patch != (1, 1):  # transformers cut the photo into whole patches
+            sides = [
+                max(round(side / patch), 1) * patch for side, patch in zip(images.shape[2:], self._patch, strict=True)
+            ]
+            images = F.interpolate(images, size=sides, mode="bilinear", align_corners=False)
         last, low = self.net.forward_intermediates(images, indices=3, output_fmt="NCHW")
         if last.dim() == 3:  # tokens of a transformer: (N, prefix + h w, C)
             height, width = low[-1].shape[-2:]
