@@ -109,7 +109,7 @@ def _background(rng: np.random.Generator, side: int) -> Image.Image:
     ground = _colour(rng, rng.uniform(0.08, 0.6), 0.25, rng.uniform(0.45, 0.8))
     ground = ground + rng.normal(0, 22, (4, 4, 1)) + rng.normal(0, 8, (4, 4, 3))
     canvas = Image.fromarray(ground.clip(0, 255).astype(np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
-    for _ in range(int(rng.integers(3, 7))):
+    for _ in range(int(rng.integers(1, 4))):
         extent = side * rng.uniform(0.06, 0.2)
         hue = rng.uniform()
         fill = _texture(rng, str(rng.choice(_TEXTURES)), hue, 0.4, side)
