@@ -14,7 +14,7 @@ from wsss_contrast.modules import CAM, SEAM
 from wsss_contrast.nn.backbone import OFFLINE_MODEL, require_offline_weights
 
 VIEW_SIZE = 96
-"""Side of SEAM's target view. At half of the small crops the maps are too coarse (4 x 4) for the classifier to learn."""
+"""Side of SEAM's target view. At half of a crop the maps are too coarse (4 x 4) for the classifier to learn."""
 
 
 def methods(**common: Any) -> dict[str, Method]:
