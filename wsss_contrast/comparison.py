@@ -42,8 +42,8 @@ def compare(
 ) -> dict[str, dict[str, float]]:
     """Train each method from the same seed for the same steps, score its seeds, write ``table.md`` and ``sheet.png``.
 
-    A method's result is a file of its own in ``out``; a rerun with the same settings, data, method and release of this
-    library takes it from there and says so.
+    A method's result is a file of its own in ``out``. A rerun with the same settings and release of this library
+    takes it from there and says so; give ``settings`` whatever else a result depends on, or another ``out``.
 
     Args:
         data: the data; its validation loaders are the split to choose the threshold on, and the split to score.

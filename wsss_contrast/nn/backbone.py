@@ -8,11 +8,11 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
+from timm.data.constants import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN
+from timm.data.constants import IMAGENET_DEFAULT_STD as IMAGENET_STD
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 OFFLINE_MODEL = "tf_efficientnet_lite0"
 
 
