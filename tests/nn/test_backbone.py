@@ -31,6 +31,7 @@ FAMILIES = [
     ("vit_tiny_patch16_224", None, 192, 224, 16),
     ("deit_tiny_distilled_patch16_224", None, 192, 224, 16),
     ("swin_tiny_patch4_window7_224", None, 768, 224, 32),
+    ("pvt_v2_b0", None, 256, 96, 32),
     ("test_byobnet", None, 256, 96, 32),
     ("test_convnext", None, 64, 96, 32),
     ("test_efficientnet", None, 256, 96, 32),

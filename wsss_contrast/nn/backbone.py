@@ -36,8 +36,8 @@ class TimmBackbone(nn.Module):
         low_channels: widths of the two maps before it.
 
     Raises:
-        ValueError: the name is no timm model, the family has no ``output_stride``, its features are no maps, it takes
-            photos of one size only, or a file of weights is missing or of another model.
+        ValueError: the name is no timm model, the family has no ``output_stride``, its features are no maps, it does
+            not take photos of all sizes, or a file of weights is missing or of another model.
     """
 
     def __init__(
@@ -64,8 +64,7 @@ class TimmBackbone(nn.Module):
             for norm in self._norms():
                 norm.requires_grad_(False)
         self.out_channels = int(self.net.num_features)
-        patch = getattr(getattr(self.net, "patch_embed", None), "patch_size", 1)
-        self._patch = (patch, patch) if isinstance(patch, int) else tuple(patch)
+        self._patch = _patch(self.net)
         self._own = False  # whether the last intermediate map is the last map itself
         self.low_channels = tuple(self._probe(name))
 
@@ -83,17 +82,23 @@ class TimmBackbone(nn.Module):
     def _probe(self, name: str) -> list[int]:
         """Widths of the two lower maps; refuses a network that gives no maps."""
         self.eval()
-        sample = torch.zeros(1, *self.net.pretrained_cfg["input_size"])
+        height, width = self.net.pretrained_cfg["input_size"][1:]
+        other = (height * 3 // 4, width // 2 + 1)  # photos and the scales of inference come in all sizes
+        problem = f"it gives no maps of photos of {height} x {width}"
         try:
-            last, low = self(sample)
+            last, low = self(torch.zeros(1, 3, height, width))
             self._own = low[-1].shape[1] == last.shape[1]
-            last, low = self(sample)
+            last, low = self(torch.zeros(1, 3, height, width))
+            if last.shape[1] != self.out_channels:
+                raise ValueError(f"its features are {tuple(last.shape)}")
+            problem = f"it takes photos of {height} x {width}, but not of {other[0]} x {other[1]}"
+            with torch.no_grad():
+                self(torch.zeros(1, 3, *other))
         except Exception as error:
-            raise ValueError(f"timm model `{name}` can't serve as a backbone: {error}") from error
+            reason = f"{problem} ({type(error).__name__}: {error})"
+            raise ValueError(f"timm model `{name}` can't serve as a backbone: {reason}") from error
         finally:
             self.train()
-        if last.shape[1] != self.out_channels:
-            raise ValueError(f"timm model `{name}` can't serve as a backbone: its features are {tuple(last.shape)}")
         # Parameters behind the map (a norm in the classifier) would never get a gradient, which DDP takes for an error.
         trained = [p for p in self.parameters() if p.requires_grad]
         for p, gradient in zip(trained, torch.autograd.grad(last.sum(), trained, allow_unused=True), strict=True):
@@ -107,7 +112,7 @@ class TimmBackbone(nn.Module):
             images: (N, 3, H, W), normalised by ImageNet's mean and standard deviation.
         """
         images = images * self.scale + self.shift
-        if self._patch != (1, 1):  # transformers cut the photo into whole patches
+        if self._patch != (1, 1):
             sides = [
                 max(round(side / patch), 1) * patch for side, patch in zip(images.shape[2:], self._patch, strict=True)
             ]
@@ -119,6 +124,16 @@ class TimmBackbone(nn.Module):
         elif getattr(self.net, "output_fmt", "NCHW") == "NHWC":
             last = last.permute(0, 3, 1, 2)
         return last, low[:2] if self._own else low[1:]
+
+
+def _patch(net: Any) -> tuple[int, int]:
+    """Height and width of the whole patches that a transformer cuts a photo into; 1 where patches overlap."""
+    embed = getattr(net, "patch_embed", None)
+    convolution = getattr(embed, "proj", None)
+    if isinstance(convolution, nn.Conv2d) and convolution.stride != convolution.kernel_size:
+        return 1, 1
+    patch = getattr(embed, "patch_size", 1)
+    return (patch, patch) if isinstance(patch, int) else tuple(patch)
 
 
 def _create(name: str, weights: str | None, output_stride: int | None) -> Any:
@@ -144,8 +159,8 @@ def _build(name: str, pretrained: bool, output_stride: int | None) -> Any:
     sizes: list[dict[str, Any]] = [{}]
     config = timm.get_pretrained_cfg(name)
     if config is not None and config.fixed_input_size:
-        # Transformers take photos of other sizes under one of two options.
-        sizes = [{"dynamic_img_size": True}, {"strict_img_size": False}]
+        # Transformers take photos of other sizes under one of two options, or as they are; the probe shows if they do.
+        sizes = [{"dynamic_img_size": True}, {"strict_img_size": False}, {}]
     for size in sizes:
         try:
             return timm.create_model(name, **options, **size)
@@ -155,7 +170,7 @@ def _build(name: str, pretrained: bool, output_stride: int | None) -> Any:
         raise ValueError(
             f"timm model `{name}` has no output stride {output_stride}; pass `output_stride=None` ({reason})"
         )
-    raise ValueError(f"timm model `{name}` can't serve as a backbone: it takes photos of one size only ({reason})")
+    raise ValueError(f"timm model `{name}` can't serve as a backbone: {reason}")
 
 
 def _load(net: Any, path: Path) -> None:
