@@ -1,19 +1,22 @@
-"""CAM, SEAM and SEAM + PPC on real photographs, from tags only: ``python benchmarks/photographs.py``.
+"""The ablations of PPC's paper on real photographs, from tags only: ``python benchmarks/photographs.py``.
 
-The photographs are the VOC12 animal subset (see benchmarks/README.md), in ``$WSSS_DATA`` or ``../shared/data``.
-Results go to ``runs/photographs``, one file a method; a rerun continues.
+Table 5 (each part of the loss), 6 (candidates a prototype, K) and 7 (the second view). The photographs are the VOC12
+animal subset (see benchmarks/README.md), in ``$WSSS_DATA`` or ``../shared/data``. Results go to ``runs/photographs``, a
+file for each row and seed; a rerun continues, and several processes may share the rows and seeds of a table.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 
 from wsss_contrast.callbacks import PrototypeContrastCallback
-from wsss_contrast.comparison import compare, table
+from wsss_contrast.comparison import Method, compare, table
 from wsss_contrast.data import VOCDataModule
 from wsss_contrast.losses import PrototypeContrast
 from wsss_contrast.modules import CAM, SEAM
@@ -29,57 +32,91 @@ def data_root() -> Path:
     raise SystemExit("no photographs: set WSSS_DATA to the folder that holds `voc_animals`")
 
 
+def tables(crop_size: int, view_size: int, common: dict[str, Any]) -> dict[int, dict[str, Method]]:
+    """The rows of each table. SEAM + PPC is the last step of Table 5, K = 32 in Table 6, the rescale in Table 7."""
+
+    def seam(contrast: dict[str, Any] | None = None, **view: Any) -> tuple[CAM, list[L.Callback]]:
+        callbacks = [] if contrast is None else [PrototypeContrastCallback(loss=PrototypeContrast(**contrast))]
+        return SEAM(view_size=view_size, **view, **common), callbacks
+
+    plain = {"mine_prototypes": False, "sample_pixels": False}
+    shift = 16 * crop_size / 448  # the paper's 16 px are of crops of 448
+    full = partial(seam, {})
+    return {
+        5: {
+            "CAM": lambda: (CAM(**common), []),
+            "SEAM": seam,
+            "+ cross-prototype": partial(seam, {"cross_cam_weight": 0, "intra_view_weight": 0}),
+            "+ cross-CAM": partial(seam, {"intra_view_weight": 0}),
+            "+ intra-view": partial(seam, plain),
+            "+ prototype mining": partial(seam, {"sample_pixels": False}),
+            "SEAM + PPC": full,
+            "SEAM + PPC (official)": partial(seam, {"compat": "official"}),
+        },
+        6: {
+            "K = 4": partial(seam, {"top_k": 4}),
+            "SEAM + PPC": full,
+            "K = 64": partial(seam, {"top_k": 64}),
+        },
+        7: {
+            "SEAM + PPC": full,
+            "+ flip": partial(seam, {}, view_flip=True),
+            "+ rotation": partial(seam, {}, view_flip=True, view_degrees=20.0),
+            "+ translation": partial(seam, {}, view_flip=True, view_degrees=20.0, view_translate=shift),
+        },
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--table", type=int, choices=(5, 6, 7), default=5)
+    parser.add_argument("--rows", nargs="+", help="only these")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--steps", type=int, default=310)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--view-size", type=int, default=128)
     parser.add_argument("--crop-size", type=int, default=256)
+    parser.add_argument("--view-size", type=int, default=128)
     parser.add_argument("--output-stride", type=int, default=16)
     parser.add_argument("--train-split", default="train_mini")
-    parser.add_argument("--methods", nargs="+", default=["CAM", "SEAM", "SEAM + PPC"])
-    parser.add_argument("--scales", type=float, nargs="+", default=[0.75, 1.0, 1.25])
+    parser.add_argument("--scales", type=float, nargs="+", default=[1.0])
+    parser.add_argument(
+        "--crf-images", type=int, default=0, help="score this many images a split after a dense CRF, too"
+    )
     parser.add_argument("--limit", type=int, default=None, help="score only this many images a split")
     parser.add_argument("--out", type=Path, default=Path("runs/photographs"))
     args = parser.parse_args()
 
-    data = VOCDataModule(
-        str(data_root()),
-        train_split=args.train_split,
-        classes=ANIMALS,
-        crop_size=args.crop_size,
-        resize_long=(args.crop_size, args.crop_size * 768 // 448),
-        seed=args.seed,
-    )
     common = {
         "num_classes": len(ANIMALS),
         "weights": "offline",
         "output_stride": args.output_stride,
         "scales": args.scales,
     }
-
-    def seam(*callbacks: L.Callback) -> tuple[CAM, list[L.Callback]]:
-        return SEAM(view_size=args.view_size, **common), list(callbacks)
-
-    methods = {
-        "CAM": lambda: (CAM(**common), []),
-        "SEAM": seam,
-        "SEAM + PPC": lambda: seam(PrototypeContrastCallback()),
-        "SEAM + PPC (official)": lambda: seam(PrototypeContrastCallback(loss=PrototypeContrast(compat="official"))),
-    }
-    unknown = set(args.methods) - set(methods)
+    rows = tables(args.crop_size, args.view_size, common)[args.table]
+    unknown = set(args.rows or rows) - set(rows)
     if unknown:
-        raise SystemExit(f"unknown methods {sorted(unknown)}; there are {sorted(methods)}")
-    settings = {key: value for key, value in vars(args).items() if key not in ("methods", "out")}
-    options = {"limit_val_batches": args.limit} if args.limit else {}
+        raise SystemExit(f"unknown rows {sorted(unknown)}; there are {list(rows)}")
+
+    def make_data(seed: int) -> VOCDataModule:
+        return VOCDataModule(
+            str(data_root()),
+            train_split=args.train_split,
+            classes=ANIMALS,
+            crop_size=args.crop_size,
+            resize_long=(args.crop_size, args.crop_size * 768 // 448),  # 448 to 768 in the papers
+            seed=seed,
+        )
+
+    depends_on = ("crop_size", "view_size", "output_stride", "train_split", "scales", "limit")
     results = compare(
-        data,
-        {name: methods[name] for name in args.methods},
-        args.out,
+        make_data,
+        {name: method for name, method in rows.items() if name in (args.rows or rows)},
+        args.out / f"table{args.table}",
         args.steps,
-        args.seed,
-        settings=settings,
-        **options,
+        args.seeds,
+        crf_images=args.crf_images,
+        settings={name: getattr(args, name) for name in depends_on},
+        runs=args.out,
+        **({"limit_val_batches": args.limit} if args.limit else {}),
     )
     print(table(results))
 

@@ -45,13 +45,39 @@ def folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
     return path
 
 
-def test_three_configurations_are_packaged() -> None:
-    assert CONFIGS == ["cam", "seam", "seam_ppc"]
+PHOTOS = {"fox": (40, 60), "foxes": (30, 30), "owl": (60, 32), "none": (20, 24)}
+PHOTO_TAGS = {"fox": "fox", "foxes": "fox", "owl": "owl fox", "none": ""}
+FOLDER = {name: value for name, value in TINY.items() if "split" not in name} | {
+    "model.init_args.view_size": "24",
+    "trainer.max_epochs": "1",
+}
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A plain folder of four photos, one of them stored on its side, and no masks."""
+    root, rng = tmp_path / "photos", np.random.default_rng(0)
+    (root / "images").mkdir(parents=True)
+    on_its_side = Image.Exif()
+    on_its_side[0x0112] = 6
+    for name, size in PHOTOS.items():
+        image = Image.fromarray(rng.integers(0, 256, (*size, 3)).astype(np.uint8))
+        image.save(root / "images" / f"{name}.jpg", exif=on_its_side if name == "fox" else Image.Exif())
+    (root / "tags.csv").write_text("name,tags\n" + "".join(f"{name},{tags}\n" for name, tags in PHOTO_TAGS.items()))
+    return root
+
+
+def test_configurations_are_packaged() -> None:
+    assert CONFIGS == ["cam", "folder", "seam", "seam_ppc"]
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_configuration_fits(config: str, voc_root: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_configuration_fits(
+    config: str, voc_root: Path, photos: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = TINY | {"data.init_args.root": str(voc_root), "trainer.fast_dev_run": "1"}
+    if config == "folder":
+        options = FOLDER | {"data.init_args.root": str(photos), "trainer.fast_dev_run": "1"}
     if config != "cam":
         options["model.init_args.view_size"] = "24"
     run(monkeypatch, "fit", "--config", config, **options)
@@ -74,6 +100,55 @@ def test_fit_validate_predict(voc_root: Path, folder: Path, monkeypatch: pytest.
             assert mask.mode == "P"
             assert mask.getpalette()[:63] == voc_palette()[:63]
             assert np.asarray(mask).max() <= 20
+
+
+def seen_ids(folder: str) -> set[int]:
+    return {value for path in Path(folder).iterdir() for value in np.unique(np.asarray(Image.open(path))).tolist()}
+
+
+def test_photos_without_masks(photos: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fit, predict with tags, and predict other photos without tags: the classes come from the checkpoint."""
+    run(monkeypatch, "fit", "--config=folder", **FOLDER, **{"data.init_args.root": str(photos)})
+    state = torch.load("runs/folder/last.ckpt", weights_only=True)
+    assert state["class_names"] == ["fox", "owl"]
+    assert int(state["state_dict"]["threshold_index"]) == 20
+    options = FOLDER | {"data.init_args.root": str(photos), "ckpt_path": "runs/folder/last.ckpt"}
+    with pytest.raises(SystemExit, match=r"masks: has no masks"):
+        run(monkeypatch, "validate", "--config=folder", **options)
+
+    run(
+        monkeypatch,
+        "predict",
+        "--config=folder",
+        **options,
+        **{"masks.out": "tagged", "data.init_args.longest_side": "30"},
+    )
+    sizes = {path.stem: Image.open(path).size[::-1] for path in Path("tagged").iterdir()}
+    assert sizes == PHOTOS | {"fox": (60, 40)}  # upright
+    assert not np.asarray(Image.open("tagged/none.png")).any()
+    assert set(np.unique(np.asarray(Image.open("tagged/fox.png"))).tolist()) <= {0, 1}
+
+    (photos / "tags.csv").unlink()
+    for threshold, expected in (("0.99", set()), ("0", {1, 2})):  # the command line wins over the checkpoint
+        of_model = {"masks.out": f"at {threshold}", "model.init_args.tag_threshold": threshold}
+        run(monkeypatch, "predict", "--config=folder", **options, **of_model)
+        assert seen_ids(f"at {threshold}") - {0} == expected
+    (photos / "tags.csv").write_text("name,tags\nfox,\nfoxes,\nowl,owl\nnone,\n")
+    run(monkeypatch, "predict", "--config=folder", **options, **{"masks.out": "fewer"})
+    assert seen_ids("fewer") - {0} == {2}  # owl is still the second class
+
+
+def test_bad_photos_are_named(photos: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = FOLDER | {"data.init_args.root": str(photos)}
+    (photos / "images" / "owl.jpg").write_bytes((photos / "images" / "owl.jpg").read_bytes()[:-300])
+    (photos / "images" / "fox.jpg").unlink()
+    with pytest.raises(SystemExit, match=r"(?s)no photo fox in.*owl\.jpg: cannot be read"):
+        run(monkeypatch, "fit", "--config=folder", **options)
+    with pytest.warns(UserWarning, match="left out"):
+        run(monkeypatch, "fit", "--config=folder", **options, **{"data.init_args.on_error": "skip"})
+    (photos / "tags.csv").unlink()  # wrong already where the data module is made
+    with pytest.raises(SystemExit, match=r"^wsss-contrast: .*tags\.csv: no such tags file"):
+        run(monkeypatch, "fit", "--config=folder", **options)
 
 
 def test_masks_have_the_ids_of_voc(voc_root: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,15 +221,15 @@ def test_demo(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         return real(name, *args)
 
     monkeypatch.setattr(comparison, "_run", counted)
-    Path("out/seam.npz").write_bytes(Path("out/seam.npz").read_bytes()[:100])
+    Path("out/seam_0.npz").write_bytes(Path("out/seam_0.npz").read_bytes()[:100])
     run(monkeypatch, "demo", steps="1", images="2", out="out")
-    assert calls == ["SEAM"]
-    assert "CAM: taken from" in capsys.readouterr().out
+    assert calls == ["SEAM, seed 0"]
+    assert "CAM, seed 0: taken from" in capsys.readouterr().out
     assert Path("out/table.md").read_text() == table
     assert not list(Path("out").glob(".*"))
     calls.clear()
     run(monkeypatch, "demo", steps="1", images="2", out="out", seed="1")
-    assert calls == ["CAM", "SEAM", "SEAM + PPC"]
+    assert calls == ["CAM, seed 1", "SEAM, seed 1", "SEAM + PPC, seed 1"]
 
 
 @pytest.mark.parametrize("option", ["steps", "images"])

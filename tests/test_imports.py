@@ -53,6 +53,9 @@ PUBLIC = {
         "split_background",
         "suppress_non_maximum",
         "top_candidates",
+        "valid_pixels",
+        "view_matrix",
+        "warp",
         "with_background",
     ],
     losses: [
@@ -74,6 +77,8 @@ PUBLIC = {
         "DataError",
         "EpochSampler",
         "EvalSampler",
+        "FolderDataModule",
+        "FolderDataset",
         "SHAPES_CLASSES",
         "Sample",
         "ShapesDataModule",
@@ -82,6 +87,8 @@ PUBLIC = {
         "VOCDataModule",
         "VOCDataset",
         "VOC_CLASSES",
+        "View",
+        "ViewTransform",
         "WSSSDataModule",
         "denormalize",
         "eval_transform",
@@ -90,7 +97,7 @@ PUBLIC = {
     metrics: ["SeedCurve", "SeedMIoU", "THRESHOLDS"],
     modules: ["CAM", "SEAM", "parameter_groups", "poly_decay"],
     nn: ["PixelCorrelationModule", "Projector", "TimmBackbone"],
-    refine: ["merge_scales", "multi_scale_cams"],
+    refine: ["dense_crf", "merge_scales", "multi_scale_cams"],
 }
 PACKAGES = list(PUBLIC)
 MODULES = [module.name for module in pkgutil.walk_packages(wsss_contrast.__path__, "wsss_contrast.")]

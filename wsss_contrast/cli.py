@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
+import torch
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from wsss_contrast import __version__, callbacks, data, demo, modules
@@ -28,6 +29,17 @@ class WSSSCommandLine(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
         parser.add_lightning_class_args(callbacks.MaskWriter, "masks")
+
+    def before_instantiate_classes(self) -> None:
+        # By now Lightning has taken the model's options from the checkpoint, also over those of the command line.
+        given = _model_options(sys.argv[1:])
+        if given:
+            self.config = self.parser.parse_args([str(self.subcommand), *given], namespace=self.config, defaults=False)
+        # What a trained model scores or predicts is of the classes that it was trained on.
+        config = self.config[self.subcommand]
+        chosen, path = config.data.init_args, config.ckpt_path
+        if self.subcommand != "fit" and "classes" in chosen and chosen.classes is None and Path(path or "").is_file():
+            chosen.classes = torch.load(path, map_location="cpu", weights_only=True).get("class_names")
 
     def before_fit(self) -> None:
         every, epochs = self.trainer.check_val_every_n_epoch, self.trainer.max_epochs
@@ -72,6 +84,10 @@ def main(args: Sequence[str] | None = None) -> None:
         )
     except (data.DataError, callbacks.TapError, callbacks.OptimizerError, FileNotFoundError) as error:
         sys.exit(f"wsss-contrast: {error}")
+    except ValueError as error:
+        if not isinstance(error.__cause__, data.DataError):  # jsonargparse wraps what a constructor raises
+            raise
+        sys.exit(f"wsss-contrast: {error.__cause__}")
     finally:
         sys.argv = argv
 
@@ -80,6 +96,15 @@ def packaged_configs() -> dict[str, Path]:
     """The configurations in the package, by name."""
     folder = Path(str(files("wsss_contrast") / "configs"))
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def _model_options(args: Sequence[str]) -> list[str]:
+    """The options ``--model.NAME value`` and ``--model.NAME=value``."""
+    options = []
+    for arg, following in zip(args, [*args[1:], ""], strict=True):
+        if arg.startswith("--model."):
+            options += [arg] if "=" in arg else [arg, following]
+    return options
 
 
 def _with_paths(args: Sequence[str]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import statistics
 import time
 import warnings
 import zipfile
@@ -18,74 +19,88 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torchmetrics.classification import MulticlassJaccardIndex
 
 from wsss_contrast import __version__
-from wsss_contrast.data import WSSSDataModule, denormalize
+from wsss_contrast.data import TaggedImageDataset, WSSSDataModule, denormalize
 from wsss_contrast.modules import CAM
 from wsss_contrast.pictures import picture_sheet, png, write_atomically
+from wsss_contrast.refine import dense_crf
 
 Method = Callable[[], tuple[CAM, list[L.Callback]]]
 """Makes a module and the callbacks to train it with."""
 
-COLUMNS = ("train", "val", "val oracle", "threshold", "oracle threshold")
+Scores = Mapping[str, float]
+Masks = Sequence[NDArray[np.uint8]]
 
 
 def compare(
-    data: WSSSDataModule,
+    make_data: Callable[[int], WSSSDataModule],
     methods: Mapping[str, Method],
     out: Path,
     steps: int,
-    seed: int,
+    seeds: Sequence[int],
     pictures: int = 6,
+    crf_images: int = 0,
     settings: Mapping[str, Any] | None = None,
+    runs: Path | None = None,
     **trainer_options: Any,
-) -> dict[str, dict[str, float]]:
-    """Train each method from the same seed for the same steps, score its seeds, write ``table.md`` and ``sheet.png``.
+) -> dict[str, list[Scores]]:
+    """Train each method from the same seeds for the same steps, score its seeds, write ``table.md`` and ``sheet.png``.
 
-    A method's result is a file of its own in ``out``. A rerun with the same settings and release of this library
-    takes it from there and says so; give ``settings`` whatever else a result depends on, or another ``out``.
+    The result of a method and a seed is a file of its own in ``runs``. A rerun with the same settings and release of
+    this library takes it from there and says so; give ``settings`` whatever else a result depends on, or another
+    ``runs``.
 
     Args:
-        data: the data; its validation loaders are the split to choose the threshold on, and the split to score.
+        make_data: the data for a seed; its validation loaders are the split to choose the threshold on, and the split
+            to score.
         methods: by name.
-        out: folder for the results.
-        steps: optimiser steps of each method.
-        seed: of weights, order and augmentation.
-        pictures: how many scored images the sheet shows.
+        out: folder for the table and the sheet.
+        steps: optimiser steps of each run.
+        seeds: of weights, order and augmentation; the runs of a method.
+        pictures: how many scored images the sheet shows, of the first seed.
+        crf_images: how many images of each split are scored after a dense CRF as well, spread evenly.
         settings: what else the results depend on; results of other settings are made anew.
+        runs: folder for the results, where tables share rows; by default ``out``.
         trainer_options: for Lightning's ``Trainer``.
 
     Returns:
-        For each method, mIoU in percent on ``train``, ``val`` and ``val oracle``, and the thresholds.
+        For each method, a dict of each run: mIoU in percent on ``train``, ``val`` and ``val oracle``, and with a CRF
+        ``train + CRF`` and ``val + CRF``; the thresholds; seconds.
     """
-    files = {name: out / f"{_file_name(name)}.npz" for name in methods}
-    if len(set(files.values())) < len(files):
-        raise ValueError(f"the names of two methods differ in signs only: {list(files)}")
-    key = {"version": __version__, "steps": steps, "seed": seed, "pictures": pictures, **(settings or {})}
-    results, masks = {}, {}
-    for name, method in methods.items():
-        stored = _stored(files[name], key)
-        if stored is None:
-            scores, masks[name] = _run(name, method, data, steps, seed, pictures, trainer_options)
-            results[name] = scores
-            _store(files[name], key, scores, masks[name])
-        else:
-            print(f"{name}: taken from {files[name]}", flush=True)
-            results[name], masks[name] = stored
+    stems = {name: _file_name(name) for name in methods}
+    if len(set(stems.values())) < len(stems):
+        raise ValueError(f"the names of two methods differ in signs only: {list(stems)}")
+    key = {"version": __version__, "steps": steps, "pictures": pictures, "crf": crf_images, **(settings or {})}
+    results: dict[str, list[Scores]] = {name: [] for name in methods}
+    masks: dict[str, Masks] = {}
+    for seed in seeds:  # all methods of a seed first: an unfinished table compares like with like
+        data = make_data(seed)
+        for name, method in methods.items():
+            path = (runs or out) / f"{stems[name]}_{seed}.npz"
+            stored = _stored(path, key)
+            if stored is None:
+                stored = _run(f"{name}, seed {seed}", method, data, steps, seed, pictures, crf_images, trainer_options)
+                _store(path, key, *stored)
+            else:
+                print(f"{name}, seed {seed}: taken from {path}", flush=True)
+            results[name].append(stored[0])
+            masks.setdefault(name, stored[1])
     write_atomically(table(results).encode(), out / "table.md")
-    write_atomically(png(_sheet(data, masks, pictures)), out / "sheet.png")
+    write_atomically(png(_sheet(make_data(seeds[0]), masks, pictures)), out / "sheet.png")
     return results
 
 
-def _store(path: Path, key: Mapping[str, Any], scores: Mapping[str, float], masks: Sequence[NDArray[np.uint8]]) -> None:
-    """One file with a method's scores, its pictures and what they depend on."""
+def _store(path: Path, key: Mapping[str, Any], scores: Scores, masks: Masks) -> None:
+    """One file with a run's scores, its pictures and what they depend on."""
     about = json.dumps({"settings": key, "scores": scores})
     file = io.BytesIO()
     np.savez_compressed(file, *masks, about=np.array(about))
     write_atomically(file.getvalue(), path)
 
 
-def _stored(path: Path, key: Mapping[str, Any]) -> tuple[dict[str, float], list[NDArray[np.uint8]]] | None:
+def _stored(path: Path, key: Mapping[str, Any]) -> tuple[Scores, Masks] | None:
     """A result of the same settings; ``None`` where there is none or it can't be read."""
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -97,25 +112,43 @@ def _stored(path: Path, key: Mapping[str, Any]) -> tuple[dict[str, float], list[
         return None
 
 
-def table(results: Mapping[str, Mapping[str, float]]) -> str:
-    """A Markdown table of results, with the gain of each row over the one before."""
+COLUMNS = ("train", "val", "val oracle", "train + CRF", "val + CRF", "threshold")
+
+
+def table(results: Mapping[str, Sequence[Scores]]) -> str:
+    """A Markdown table of results, with the gain of each row over the one before.
+
+    Of several runs it gives the mean and the standard deviation.
+    """
+    columns = [column for column in COLUMNS if all(column in run for runs in results.values() for run in runs)]
     lines = [
-        f"| method | {' | '.join(COLUMNS[:3])} | threshold (oracle) | gain on train / val |",
-        "|---|---:|---:|---:|---:|---:|",
+        f"| method | {' | '.join(columns)} | gain on train / val |",
+        f"|---|{'---:|' * (len(columns) + 1)}",
     ]
-    last: Mapping[str, float] | None = None
-    for name, row in results.items():
-        gain = "" if last is None else f"{row['train'] - last['train']:+.1f} / {row['val'] - last['val']:+.1f}"
-        cells = [f"{row[column]:.1f}" for column in COLUMNS[:3]]
-        cells.append(f"{row['threshold']:.2f} ({row['oracle threshold']:.2f})")
+    last: dict[str, float] | None = None
+    for name, runs in results.items():
+        means = {column: statistics.fmean(run[column] for run in runs) for column in columns}
+        gain = "" if last is None else f"{means['train'] - last['train']:+.1f} / {means['val'] - last['val']:+.1f}"
+        cells = []
+        for column in columns:
+            digits = 2 if column == "threshold" else 1
+            spread = f" ± {statistics.stdev(run[column] for run in runs):.{digits}f}" if len(runs) > 1 else ""
+            cells.append(f"{means[column]:.{digits}f}{spread}")
         lines.append(f"| {name} | {' | '.join(cells)} | {gain} |")
-        last = row
+        last = means
     return "\n".join(lines) + "\n"
 
 
 def _run(
-    name: str, method: Method, data: WSSSDataModule, steps: int, seed: int, pictures: int, options: Mapping[str, Any]
-) -> tuple[dict[str, float], list[NDArray[np.uint8]]]:
+    name: str,
+    method: Method,
+    data: WSSSDataModule,
+    steps: int,
+    seed: int,
+    pictures: int,
+    crf_images: int,
+    options: Mapping[str, Any],
+) -> tuple[Scores, Masks]:
     L.seed_everything(seed, verbose=False)
     module, callbacks = method()
     module.to(memory_format=torch.channels_last)  # half the time on a CPU
@@ -142,30 +175,40 @@ def _run(
         "seconds training": trained - began,
         "seconds scoring": time.perf_counter() - trained,
     }
-    return scores, _masks(module, data, pictures)
+    if crf_images:
+        print(f"{name}: dense CRF", flush=True)
+        for split, dataset in data.val_sets.items():
+            scores[f"{split} + CRF"] = 100 * _miou_after_crf(module, dataset, crf_images)
+        scores["seconds CRF"] = time.perf_counter() - trained - scores["seconds scoring"]
+    print(f"{name}: train {scores['train']:.1f}, val {scores['val']:.1f}", flush=True)
+    return scores, [_mask(module, sample) for sample in _samples(data.val_set, pictures)]
 
 
-def _samples(data: WSSSDataModule, pictures: int) -> list[dict[str, Any]]:
-    """Scored images, spread evenly over the split."""
-    data.setup("validate")
-    count = len(data.val_set)
-    chosen = np.linspace(0, count - 1, min(pictures, count)).round().astype(int)
-    return [data.val_set[int(i)] for i in chosen]
+def _miou_after_crf(module: CAM, dataset: TaggedImageDataset, images: int) -> float:
+    miou = MulticlassJaccardIndex(len(dataset.class_names) + 1, ignore_index=255)
+    for sample in _samples(dataset, images):
+        refined = dense_crf(denormalize(sample["image"]), _mask(module, sample))
+        miou.update(torch.from_numpy(refined)[None].long(), sample["mask"][None])
+    return float(miou.compute())
+
+
+def _samples(dataset: TaggedImageDataset, count: int) -> Iterator[dict[str, Any]]:
+    """Images spread evenly over the set."""
+    chosen = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int)
+    return (dataset[int(i)] for i in chosen)
 
 
 @torch.no_grad()
-def _masks(module: CAM, data: WSSSDataModule, pictures: int) -> list[NDArray[np.uint8]]:
+def _mask(module: CAM, sample: Mapping[str, Any]) -> NDArray[np.uint8]:
     module.eval()
-    masks = []
-    for sample in _samples(data, pictures):
-        image, tags = (sample[key][None].to(module.device) for key in ("image", "tags"))
-        masks.append(module.masks(module.seeds(image, tags))[0].cpu().numpy().astype(np.uint8))
-    return masks
+    image, tags = (sample[key][None].to(module.device) for key in ("image", "tags"))
+    return module.masks(module.seeds(image, tags))[0].cpu().numpy().astype(np.uint8)
 
 
-def _sheet(data: WSSSDataModule, masks: Mapping[str, Sequence[NDArray[np.uint8]]], pictures: int) -> Image.Image:
+def _sheet(data: WSSSDataModule, masks: Mapping[str, Masks], pictures: int) -> Image.Image:
+    data.setup("validate")
     rows = []
-    for i, sample in enumerate(_samples(data, pictures)):
+    for i, sample in enumerate(_samples(data.val_set, pictures)):
         truth = sample["mask"].numpy().astype(np.uint8)
         rows.append([denormalize(sample["image"]), truth, *(of_method[i] for of_method in masks.values())])
     return picture_sheet(["photo", "ground truth", *masks], rows)

@@ -9,7 +9,7 @@ from typing import Any
 
 from wsss_contrast.callbacks import PrototypeContrastCallback
 from wsss_contrast.comparison import Method, compare, table
-from wsss_contrast.data import ShapesDataModule
+from wsss_contrast.data import SHAPES_CLASSES, ShapesDataModule
 from wsss_contrast.modules import CAM, SEAM
 from wsss_contrast.nn.backbone import OFFLINE_MODEL, require_offline_weights
 
@@ -45,9 +45,8 @@ def main(args: Sequence[str] | None = None) -> None:
     except ImportError as error:
         parser.error(str(error))
 
-    data = ShapesDataModule(val_length=options.images, seed=options.seed)
     common = {
-        "num_classes": data.num_classes,
+        "num_classes": len(SHAPES_CLASSES),
         "backbone": OFFLINE_MODEL,
         "weights": "offline",
         "scales": (1.0, 1.5),
@@ -55,11 +54,11 @@ def main(args: Sequence[str] | None = None) -> None:
         "lr": 0.001,
     }
     results = compare(
-        data,
+        lambda seed: ShapesDataModule(val_length=options.images, seed=seed),
         methods(**common),
         options.out,
         options.steps,
-        options.seed,
+        [options.seed],
         settings={"images": options.images},
         limit_val_batches=options.images,
         accelerator="cpu",

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from wsss_contrast.callbacks import PrototypeContrastCallback
-from wsss_contrast.functional import resize
+from wsss_contrast.callbacks.regularizer import _Place
+from wsss_contrast.functional import resize, valid_pixels, view_matrix, warp
 
 from .hosts import DIM, OneView, Photos, TwoView, contrast, fit, ppc, same, tag_loss, weights
 
@@ -86,6 +87,75 @@ def test_second_view_can_be_overridden() -> None:
     fit(host, callback, steps=2)
     for first, second in zip(host.seen[::2], host.seen[1::2], strict=True):
         assert torch.equal(second, first.flip(-1))
+
+
+class Matrices(Recording):
+    """Keeps the matrices of the second views."""
+
+    def regularize(self, views: Any, tags: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        self.matrices = [*getattr(self, "matrices", []), views[1].get("matrix")]
+        return super().regularize(views, tags, generator)
+
+
+def test_the_made_view_moves_as_asked_and_draws_by_step() -> None:
+    seen, matrices = [], []
+    for _ in range(2):
+        host = OneView()
+        callback = Matrices(view_flip=True, view_degrees=20.0, view_translate=2.0)
+        fit(host, callback, steps=2)
+        for first, second, matrix in zip(host.seen[::2], host.seen[1::2], callback.matrices, strict=True):
+            assert torch.equal(second, warp(first, matrix, (8, 8))[0])
+            assert not torch.allclose(second, resize(first, (8, 8)))
+        seen.append(host.seen)
+        matrices.append(callback.matrices)
+    assert not torch.equal(*matrices[0])
+    assert same(*seen)
+
+
+def test_a_resize_alone_has_no_matrix() -> None:
+    callback = Matrices()
+    fit(OneView(), callback, steps=1)
+    assert callback.matrices == [None]
+
+
+def test_what_lies_outside_of_a_moved_view_takes_no_part() -> None:
+    """The contrast sees source maps on the target's pixels; where the target looks beside the photo counts nothing."""
+    callback = Matrices()
+    fit(OneView(), callback, steps=1)
+    callback._at = _Place({}, None, None)
+    generator = torch.Generator().manual_seed(0)
+    matrix = view_matrix((16, 16), torch.tensor([True, False]), torch.tensor([15.0, -10]), torch.tensor([[3.0, 0]] * 2))
+    tags = torch.tensor([[1, 0, 1], [0, 1, 0]])
+    channels = callback.parts.projector.in_channels
+    source = {"features": torch.randn(2, channels, 8, 8), "cams": torch.randn(2, 3, 8, 8)}
+    target = {"features": torch.randn(2, channels, 5, 5), "cams": torch.randn(2, 3, 5, 5), "matrix": matrix}
+    outside = ~valid_pixels(matrix, (5, 5))
+    assert 0 < outside.sum() < outside.numel() / 2
+    spoiled = dict(target)
+    for label in ("features", "cams"):
+        spoiled[label] = torch.where(outside[:, None], 100 * torch.rand_like(target[label]), target[label])
+    terms = [callback.regularize([source, second], tags, generator.manual_seed(1)) for second in (target, spoiled)]
+    assert terms[0] == terms[1]
+    still = callback.regularize([source, {**target, "matrix": view_matrix_identity(2)}], tags, generator.manual_seed(1))
+    plain = {label: maps for label, maps in target.items() if label != "matrix"}
+    resized = callback.regularize([source, plain], tags, generator.manual_seed(1))
+    for term, value in still.items():
+        torch.testing.assert_close(value, resized[term])
+
+
+def view_matrix_identity(images: int) -> Tensor:
+    return torch.eye(2, 3).expand(images, 2, 3)
+
+
+def test_a_host_that_moves_its_second_view_says_so() -> None:
+    class Moved(TwoView):
+        def host_loss(self, batch: Any) -> Tensor:
+            self.view_matrix = torch.tensor([[[-1.0, 0, 0], [0, 1, 0]]]).expand(len(batch["image"]), 2, 3)
+            return super().host_loss(batch)
+
+    callback = Matrices()
+    fit(Moved(), callback, steps=1)
+    assert callback.matrices[0][0, 0, 0] == -1
 
 
 def test_gradients_flow_through_the_made_view() -> None:

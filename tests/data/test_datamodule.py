@@ -198,4 +198,4 @@ def test_classes_and_seed_are_checked_at_once() -> None:
 
 def test_masks_are_written_in_the_data_sets_own_ids() -> None:
     assert VOCDataModule("root", classes=["sheep", "cat"]).mask_ids == [0, 17, 8]
-    assert ShapesDataModule().mask_ids == [0, 1, 2, 3, 4]
+    assert ShapesDataModule().mask_ids == [0, 1, 2, 3, 4, 5, 6]

@@ -24,14 +24,15 @@ def resize(maps: Tensor, height: int, width: int) -> Tensor:
     return torch.stack(pixels, dim=-1).reshape(images, channels, height, width)
 
 
-def normalize(maps: Tensor, signed: bool = False) -> Tensor:
-    """Min-max normalisation of each map's positive part over its pixels; ``signed`` as in PPC's code."""
+def normalize(maps: Tensor, signed: bool = False, valid: Tensor | None = None) -> Tensor:
+    """Min-max normalisation of each map's positive part over its (valid) pixels; ``signed`` as in PPC's code."""
     images, classes = maps.shape[:2]
     values = []
     for image in range(images):
         for k in range(classes):
             positive = maps[image, k].relu()
-            high, low = positive.max(), positive.min()
+            counted = positive if valid is None else positive[valid[image]]
+            high, low = (counted.max(), counted.min()) if counted.numel() else (0 * positive.sum(), 0 * positive.sum())
             for pixel in positive.flatten():
                 if signed:
                     kept = pixel if pixel >= low + EPS else 0 * pixel

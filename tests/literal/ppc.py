@@ -35,11 +35,16 @@ def assign_pixels(foreground: Tensor, tags: Tensor, background_score: float, bac
 
 
 def candidate_scores(
-    cams: Tensor, tags: Tensor, background_score: float, background: int = 0, compat: str = "paper"
+    cams: Tensor,
+    tags: Tensor,
+    background_score: float,
+    background: int = 0,
+    compat: str = "paper",
+    valid: Tensor | None = None,
 ) -> tuple[Labels, Scores]:
     """The class of each pixel, and for each class its candidate pixels with their certainty."""
     images, classes, height, width = cams.shape
-    foreground = normalize(cams, signed=compat == "official")
+    foreground = normalize(cams, signed=compat == "official", valid=valid)
     labels = assign_pixels(foreground, tags, background_score, background)
     scores: Scores = [[None] * len(labels) for _ in range(classes + 1)]
     pixel = 0
@@ -169,7 +174,7 @@ def prototype_contrast(
         elif background == -1:
             cams = cams[:, :-1]
         cams = resize(cams.detach(), height, width)
-        classes, scores = candidate_scores(cams, tags, background_score, background or 0, compat)
+        classes, scores = candidate_scores(cams, tags, background_score, background or 0, compat, valid)
         if valid is not None:
             for pixel, taken in enumerate(valid.flatten().tolist()):
                 if not taken:

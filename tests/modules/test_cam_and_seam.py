@@ -13,6 +13,9 @@ import torch
 import torch.nn.functional as F
 
 from tests.literal import seam as literal
+from wsss_contrast import functional
+from wsss_contrast.data import ViewTransform
+from wsss_contrast.functional import resize, valid_pixels, view_matrix, warp
 from wsss_contrast.metrics import SeedCurve, SeedMIoU
 from wsss_contrast.modules import CAM, SEAM
 
@@ -120,6 +123,53 @@ def test_seam_views_differ_in_size() -> None:
     module.backbone.register_forward_pre_hook(lambda _, inputs: sizes.append(tuple(inputs[0].shape[2:])))
     module.training_step(batch())
     assert sizes == [(64, 64), (32, 32)]
+
+
+def test_a_moved_view_is_compared_where_both_views_see_the_photo() -> None:
+    options = {"view_flip": True, "view_degrees": 15.0, "view_translate": 8.0}
+    module, data = seam(dropout=0.0, **options).eval(), batch()
+    logged: dict[str, Any] = {}
+    module.log, module.log_dict = (lambda *args, **kwargs: None), logged.update
+    torch.manual_seed(1)
+    module.training_step(data)
+    torch.manual_seed(1)
+    target, matrix = ViewTransform(32, flip=True, degrees=15.0, translate=8.0)(data["image"])
+    assert torch.equal(matrix, module.view_matrix)
+    valid = valid_pixels(matrix, (32, 32))
+    assert not valid.all()
+    tags = data["tags"]
+    source_cams, source_refined = (resize(maps, (64, 64)) for maps in module.refined(data["image"]))
+    target_cams, target_refined = (resize(maps, (32, 32)) for maps in module.refined(target, matrix))
+    pooled = [source_cams.mean((2, 3)), (target_cams * valid[:, None]).sum((2, 3)) / valid.sum((1, 2))[:, None]]
+    moved_cams, moved_refined = (warp(maps, matrix, (32, 32))[0] for maps in (source_cams, source_refined))
+    expected = {
+        "classification": sum(literal.multilabel_soft_margin(logits, tags) for logits in pooled) / 2,
+        "min_pooling": (
+            functional.min_pooling(source_refined[:, 1:], tags)
+            + functional.min_pooling(target_refined[:, 1:], tags, valid)
+        )
+        / 2,
+        "er": functional.equivariant_regularization(moved_cams, target_cams, tags, valid),
+        "ecr": functional.equivariant_cross_regularization(
+            moved_cams, moved_refined, target_cams, target_refined, tags, valid=valid
+        ),
+    }
+    for name, value in expected.items():
+        torch.testing.assert_close(logged[f"train/{name}"], value, msg=name)
+
+
+def test_refined_maps_of_a_moved_view_ignore_what_lies_outside() -> None:
+    module, images = seam(dropout=0.0).eval(), batch()["image"]
+    matrix = view_matrix((64, 64), torch.zeros(len(images)).bool(), torch.zeros(len(images)), torch.tensor([[24.0, 0]]))
+    matrix = matrix.expand(len(images), 2, 3)
+    cams, refined = module.refined(images, matrix)
+    valid = valid_pixels(matrix, (cams.shape[-2], cams.shape[-1]))
+    columns = int(valid[0, 0].sum())
+    assert 0 < columns < cams.shape[-1]
+    _, low = module.backbone(images)
+    low = [resize(features, (cams.shape[-2], cams.shape[-1]))[..., -columns:] for features in low]
+    photo = resize(images, (cams.shape[-2], cams.shape[-1]))[..., -columns:]
+    torch.testing.assert_close(refined[..., -columns:], module.pcm(cams[..., -columns:], photo, low))
 
 
 @both
@@ -261,7 +311,7 @@ def test_checkpoint_keeps_weights_threshold_and_options(make: Make, tmp_path: Pa
     expected = OPTIONS | {"num_classes": CLASSES, "lr": 0.003, "momentum": 0.5, "dropout": 0.1}
     if isinstance(module, SEAM):
         expected["view_size"] = 32
-        assert loaded.view_size == 32
+        assert loaded.view.size == 32
     assert {name: loaded.hparams[name] for name in expected} == expected
     assert dict(loaded.hparams) == dict(module.hparams)
     assert all(torch.equal(value, module.state_dict()[name]) for name, value in loaded.state_dict().items())

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from wsss_contrast.functional import split_background
+from wsss_contrast.functional import split_background, warp
 from wsss_contrast.losses import PrototypeContrast
 from wsss_contrast.nn import Projector
 
@@ -44,6 +44,9 @@ class PrototypeContrastCallback(RegularizerCallback):
         embedding_dim: D, width of the projector.
         lr_factor: rate of the projector over that of the tapped CAM layer.
         view_size: side of the second view in pixels, for a host that forwards one.
+        view_flip: mirror that view, every other time.
+        view_degrees: rotate it by up to that many degrees. Pixels outside of the photo take no part in the loss.
+        view_translate: shift it by up to that many pixels of the first view.
         loss: the contrast with settings of your own; its ``background`` must be ``None``, the callback takes the
             channel off.
         name: of the logged terms and the checkpoint entry.
@@ -62,6 +65,9 @@ class PrototypeContrastCallback(RegularizerCallback):
         embedding_dim: int = 128,
         lr_factor: float = 1.0,
         view_size: int = 128,
+        view_flip: bool = False,
+        view_degrees: float = 0.0,
+        view_translate: float = 0.0,
         loss: PrototypeContrast | None = None,
         name: str = "prototype_contrast",
         seed: int = 0,
@@ -75,6 +81,9 @@ class PrototypeContrastCallback(RegularizerCallback):
             in_channels=in_channels,
             lr_factor=lr_factor,
             view_size=view_size,
+            view_flip=view_flip,
+            view_degrees=view_degrees,
+            view_translate=view_translate,
             name=name,
             seed=seed,
         )
@@ -108,5 +117,12 @@ class PrototypeContrastCallback(RegularizerCallback):
                     f"with background={self._at.background}"
                 )
             inputs += [parts.projector(view["features"]), cams]
-        terms: dict[str, Tensor] = parts.loss(*inputs, tags, generator=generator)
+        matrix, valid = views[1].get("matrix"), None
+        if matrix is not None:  # the source's maps, on the target's pixels
+            size = (inputs[2].shape[-2], inputs[2].shape[-1])
+            inputs[0], valid = warp(inputs[0], matrix, size)
+            inputs[1], _ = warp(inputs[1], matrix, size)
+        terms: dict[str, Tensor] = parts.loss(
+            *inputs, tags, source_valid=valid, target_valid=valid, generator=generator
+        )
         return terms

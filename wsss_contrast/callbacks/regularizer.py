@@ -10,8 +10,8 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from wsss_contrast.data import ViewTransform
 from wsss_contrast.distributed import world_size
-from wsss_contrast.functional import resize
 
 from .host import Host
 from .optimizers import join_optimizer
@@ -60,6 +60,9 @@ class RegularizerCallback(L.Callback):
         lr_factor: learning rate of the parts over that of the tapped CAM layer, for a host whose optimizer lists its
             parameters and so does not know them.
         view_size: side in pixels of the second view that is made for a host which forwards one.
+        view_flip: mirror it, every other time.
+        view_degrees: rotate it by up to that many degrees.
+        view_translate: shift it by up to that many pixels of the first view.
         name: names the parts, the logged terms and the checkpoint entry; unique among a trainer's regularizers.
         seed: of the random draws, which depend on the step and the rank, not on what was drawn before.
 
@@ -80,6 +83,9 @@ class RegularizerCallback(L.Callback):
         in_channels: int | None = None,
         lr_factor: float = 1.0,
         view_size: int = 128,
+        view_flip: bool = False,
+        view_degrees: float = 0.0,
+        view_translate: float = 0.0,
         name: str = "regularizer",
         seed: int = 0,
     ) -> None:
@@ -103,7 +109,8 @@ class RegularizerCallback(L.Callback):
         self.layout = layout
         self.in_channels = in_channels
         self.lr_factor = lr_factor
-        self.view_size = view_size
+        self.view = ViewTransform(view_size, view_flip, view_degrees, view_translate)
+        self.generator: torch.Generator
         self.name = name
         self.seed = seed
         self.parts: nn.Module | None = None
@@ -126,18 +133,26 @@ class RegularizerCallback(L.Callback):
         """Named scalar terms to add to the host's loss.
 
         Args:
-            views: what the taps gave, by label, as (N, C, h, w), for each view.
+            views: what the taps gave, by label, as (N, C, h, w), for each view. Where the second is more than a
+                resize, it has ``matrix`` (N, 2, 3) as well, for :func:`~wsss_contrast.functional.warp`.
             tags: (N, K) multi-hot. N is 0 on a rank that skips the step.
             generator: for random draws.
         """
         raise NotImplementedError
 
-    def second_view(self, module: L.LightningModule, batch: Any) -> None:
+    def second_view(self, module: L.LightningModule, batch: Any) -> Tensor | None:
         """Run the host on another view of the batch's images; override to change the view.
 
-        By default the image is resized to ``view_size`` pixels (PPC, Sec. 3.2).
+        By default the image is resized to ``view_size`` pixels (PPC, Sec. 3.2), and moved if that is asked for. Random
+        draws are taken from ``self.generator``. A host that forwards two views and moves the second leaves the matrix
+        in its attribute ``view_matrix``.
+
+        Returns:
+            The matrix (N, 2, 3) of the view, ``None`` where it is a resize only.
         """
-        module(resize(batch[self.images], (self.view_size, self.view_size)))
+        images, matrix = self.view(batch[self.images], self.generator)
+        module(images)
+        return matrix
 
     # Lightning's hooks.
 
@@ -213,7 +228,7 @@ class RegularizerCallback(L.Callback):
         return f"regularizer_{self.name}"
 
     def attach(self, module: L.LightningModule) -> None:
-        """Tap the built host and give it the parts. Called by :class:`Host`."""
+        """Tap the built host and give it the parts. Called by ``Host``."""
         self._at = self._place(module)
         self._linear = self._linear_classifier(module)
         hooked = {label: tap for label, tap in self._at.taps.items() if not (label == "cams" and self._linear)}
@@ -248,7 +263,7 @@ class RegularizerCallback(L.Callback):
             return self.build(self._width)
 
     def detach(self, module: L.LightningModule) -> None:
-        """Take everything off the host again. Called by :class:`Host`."""
+        """Take everything off the host again. Called by ``Host``."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -302,18 +317,17 @@ class RegularizerCallback(L.Callback):
     # The step.
 
     def step(self, module: L.LightningModule, batch: Any, skipped: bool) -> Tensor:
-        """The sum of the terms after the host's own step. Called by :class:`Host`."""
+        """The sum of the terms after the host's own step. Called by ``Host``."""
         assert self.parts is not None
         tags, image_size = self._tags(batch), self._image_size(batch)
+        trainer = module.trainer
+        step = trainer.fit_loop.total_batch_idx * world_size() + trainer.global_rank
+        self.generator = torch.Generator(device=tags.device).manual_seed(self.seed * 1_000_003 + step)
         if skipped:
             views, tags = [self._empty(tags)] * self.views, tags[:0]
         else:
             views = self._views(module, batch, image_size)
-        trainer = module.trainer
-        generator = torch.Generator(device=tags.device)
-        step = trainer.fit_loop.total_batch_idx * world_size() + trainer.global_rank
-        generator.manual_seed(self.seed * 1_000_003 + step)
-        terms = self.regularize(views, tags, generator)
+        terms = self.regularize(views, tags, self.generator)
         module.log_dict(
             {f"train/{self.name}/{term}": value.detach() for term, value in terms.items()}, batch_size=max(len(tags), 1)
         )
@@ -323,14 +337,18 @@ class RegularizerCallback(L.Callback):
         views = [self._view(0, image_size)]
         passes = self.recorder.passes()
         self.recorder.keep_read()
+        matrix = None
         if self.views == 2 and passes == 2:
             views.append(self._view(1, image_size))
+            matrix = getattr(module, "view_matrix", None)
         elif self.views == 2:
             # Batch norm has seen this batch already.
             with frozen_batch_norm_statistics(module), self.recorder.recording():
-                self.second_view(module, batch)
+                matrix = self.second_view(module, batch)
             views.append(self._view(0, image_size))
         self.recorder.calls.clear()
+        if matrix is not None:
+            views[1]["matrix"] = matrix
         return views
 
     def _view(self, index: int, image_size: tuple[int, int]) -> dict[str, Tensor]:

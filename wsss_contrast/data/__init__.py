@@ -7,9 +7,11 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 from wsss_contrast.data.base import DataError, Sample, TaggedImageDataset
 from wsss_contrast.data.datamodule import ShapesDataModule, VOCDataModule, WSSSDataModule
+from wsss_contrast.data.folder import FolderDataModule, FolderDataset
 from wsss_contrast.data.samplers import EpochSampler, EvalSampler
 from wsss_contrast.data.shapes import SHAPES_CLASSES, ShapesDataset
 from wsss_contrast.data.transforms import denormalize, eval_transform, train_transform
+from wsss_contrast.data.views import View, ViewTransform
 from wsss_contrast.data.voc import VOC_CLASSES, VOCDataset
 
 __all__ = [
@@ -18,12 +20,16 @@ __all__ = [
     "DataError",
     "EpochSampler",
     "EvalSampler",
+    "FolderDataModule",
+    "FolderDataset",
     "Sample",
     "ShapesDataModule",
     "ShapesDataset",
     "TaggedImageDataset",
     "VOCDataModule",
     "VOCDataset",
+    "View",
+    "ViewTransform",
     "WSSSDataModule",
     "denormalize",
     "eval_transform",

@@ -1,6 +1,8 @@
 """What every dataset of tagged images shares: the sample, the keyed augmentation, the reading of files."""
 
+import csv
 import random
+import struct
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,13 +12,13 @@ import albumentations as A
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from torch.utils.data import Dataset
 
 from wsss_contrast.data.transforms import eval_transform
 
 Sample = dict[str, Any]
-Reading = tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.uint8] | None, str]
+Reading = tuple[NDArray[np.uint8], NDArray[np.float32] | None, NDArray[np.uint8] | None, str]
 
 
 class DataError(ValueError):
@@ -29,7 +31,8 @@ class TaggedImageDataset(Dataset[Sample], ABC):
     A subclass gives :meth:`read` and ``__len__``. A sample is a dict:
 
     - ``image``: float32 (3, H, W), normalised with ImageNet mean and standard deviation.
-    - ``tags``: float32 (K,), 1 for each class in the image, 0 otherwise. There is no background.
+    - ``tags``: float32 (K,), 1 for each class in the image, 0 otherwise. There is no background. Missing where the
+      data set has no tags (:class:`FolderDataset` without a tags file, to predict).
     - ``name``: str.
     - ``mask``, with ``with_mask`` only: int64 (H, W); 0 background, 1..K the classes, 255 ignored.
 
@@ -61,7 +64,7 @@ class TaggedImageDataset(Dataset[Sample], ABC):
 
     @abstractmethod
     def read(self, index: int) -> Reading:
-        """Return image (uint8 RGB, (H, W, 3)), tags (K,), mask (uint8 (H, W)) or None, and name."""
+        """Return image (uint8 RGB, (H, W, 3)), tags (K,) or None, mask (uint8 (H, W)) or None, and name."""
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
         epoch, index = key if isinstance(key, tuple) else (0, key)
@@ -83,9 +86,10 @@ class TaggedImageDataset(Dataset[Sample], ABC):
 
         sample: Sample = {
             "image": torch.from_numpy(np.ascontiguousarray(out["image"].transpose(2, 0, 1))),
-            "tags": torch.from_numpy(tags),
             "name": name,
         }
+        if tags is not None:
+            sample["tags"] = torch.from_numpy(tags)
         if self.with_mask:
             sample["mask"] = torch.from_numpy(out["mask"].astype(np.int64))
         return sample
@@ -113,23 +117,92 @@ def check_class_names(names: Sequence[str], known: Sequence[str] | None = None) 
     return names
 
 
-def read_image(path: Path) -> NDArray[np.uint8]:
-    """Read an image of any colour mode as RGB, uint8 (H, W, 3)."""
-    return np.asarray(_open(path).convert("RGB")).copy()
+def read_tags(path: Path) -> list[tuple[str, list[str], str]]:
+    """Read a CSV file with the header ``name,tags``, tags separated by spaces.
+
+    Returns:
+        for each line: the name, its tags, and where that is (file and line), for errors.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such tags file")
+    rows = []
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            if reader.fieldnames != ["name", "tags"]:
+                raise DataError(f"{path}: the header must be 'name,tags', it is {reader.fieldnames}")
+            for row in reader:
+                where = f"{path}, line {reader.line_num}"
+                if None in row or row["tags"] is None:
+                    raise DataError(f"{where}: expected two columns, name and tags (separated by spaces)")
+                rows.append((row["name"], row["tags"].split(), where))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is no UTF-8 text ({error})") from error
+    except csv.Error as error:
+        raise DataError(f"{path}: cannot be read as CSV ({error})") from error
+    return rows
 
 
-def read_mask(path: Path) -> NDArray[np.uint8]:
-    """Read a palette or grey-level image as its ids, uint8 (H, W)."""
-    image = _open(path)
+def some(items: Sequence[str], most: int = 1, separator: str = ", ") -> str:
+    """Join the first items and count the others.
+
+    >>> some(["a", "b", "c"])
+    'a (and 2 more)'
+    """
+    shown = separator.join(items[:most])
+    return shown if len(items) <= most else f"{shown} (and {len(items) - most} more)"
+
+
+def read_image(path: Path, upright: bool = False) -> NDArray[np.uint8]:
+    """Read an image of any colour mode as RGB, uint8 (H, W, 3).
+
+    16 bits a channel are scaled to 8. Transparent pixels lie on white.
+
+    Args:
+        path: the file.
+        upright: turn it as its EXIF orientation says. Published masks belong to the stored pixels: not for those.
+    """
+    return np.asarray(_open(path, upright, rgb=True)).copy()
+
+
+def read_mask(path: Path, upright: bool = False) -> NDArray[np.uint8]:
+    """Read a palette or grey-level image as its ids, uint8 (H, W); ``upright`` as in :func:`read_image`."""
+    image = _open(path, upright)
     if image.mode not in ("P", "L"):
         raise DataError(f"{path}: a mask must be an 8-bit palette or grey image, this one has mode {image.mode}")
     return np.asarray(image).copy()
 
 
-def _open(path: Path) -> Image.Image:
+def mask_size_problem(mask: Path, mask_shape: Sequence[int], image: Path, image_shape: Sequence[int]) -> str | None:
+    """What is wrong where a mask's (H, W) is not its image's; None where it is."""
+    if tuple(mask_shape[:2]) == tuple(image_shape[:2]):
+        return None
+    return (
+        f"{mask}: the mask is {mask_shape[1]}x{mask_shape[0]} pixels, "
+        f"its image {image} is {image_shape[1]}x{image_shape[0]}"
+    )
+
+
+def _open(path: Path, upright: bool, rgb: bool = False) -> Image.Image:
     try:
         with Image.open(path) as image:
             image.load()  # PIL reads the pixels late; a truncated file fails only here
-            return image
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all raised by PIL
+            opened: Image.Image = ImageOps.exif_transpose(image) if upright else image
+            return _to_rgb(opened) if rgb else opened
+    # All raised by PIL.
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: cannot be read as an image ({error})") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits; PIL's own conversion would clip them to white
+        levels = np.asarray(image).astype(np.int64)
+        if levels.min() < 0 or levels.max() > 65535:
+            raise ValueError(f"levels from {levels.min()} to {levels.max()}, expected 8 or 16 bits a channel")
+        image = Image.fromarray((levels / 257).round().astype(np.uint8))
+    elif image.mode == "F":
+        raise ValueError("floating-point levels, expected 8 or 16 bits a channel")
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")

@@ -21,12 +21,11 @@ class WSSSDataModule(L.LightningDataModule, ABC):
     """The loaders of a weakly supervised run.
 
     - training: augmented crops with tags, shuffled by ``(seed, epoch)``, whole batches only;
-    - validation: a list of two loaders with masks, batch size 1, native sizes. The first has images of the
-    training
+    - validation: a list of two loaders with masks, batch size 1, native sizes. The first has images of the training
       set: the background threshold is chosen there. The second has the validation images: it is scored there;
     - prediction: one split without masks, batch size 1, native sizes.
 
-    A subclass gives :meth:`dataset`. The datasets are made in :meth:`setup`, so what is wrong with the data
+    A subclass gives :meth:`dataset`. The datasets are made in ``setup``, so what is wrong with the data
     shows before training.
 
     Args:
@@ -101,8 +100,13 @@ class WSSSDataModule(L.LightningDataModule, ABC):
             )
         return self._loader(self.train_set, sampler, batch_size=self.batch_size, drop_last=True)
 
+    @property
+    def val_sets(self) -> dict[str, TaggedImageDataset]:
+        """The scored sets, ``train``, to choose the background threshold on, and ``val``, or one of them."""
+        return {"train": self.threshold_set, "val": self.val_set}
+
     def val_dataloader(self) -> list[DataLoader[Sample]]:
-        return [self._eval_loader(self.threshold_set), self._eval_loader(self.val_set)]
+        return [self._eval_loader(dataset) for dataset in self.val_sets.values()]
 
     def predict_dataloader(self) -> DataLoader[Sample]:
         return self._eval_loader(self.predict_set)

@@ -12,7 +12,7 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
     """Shuffle by ``(seed, epoch)`` and yield pairs ``(epoch, index)``.
 
     A dataset that gets the pair knows the epoch, also in a worker process that lives through many epochs.
-    Call :meth:`set_epoch` before each epoch; Lightning does. As in its base class, every process gets the
+    Call ``set_epoch`` before each epoch; Lightning does. As in its base class, every process gets the
     same number of images; a few are repeated where the split does not divide.
 
     Args:

@@ -1,40 +1,113 @@
 """An example set that the package draws itself: no files, no download.
 
 It is made so that plain class activation maps show their known failing. Each picture holds creatures. The
-small head alone tells the class, so a classifier needs no more than the head, whereas the mask covers the
-whole creature. The colour and texture of the body only lean towards the class, and the background has blobs
-and stripes in the same textures that carry no tag.
+small head tells the class, so a classifier needs no more than the head, whereas the mask covers the whole
+creature. See ``docs/example_set.md``.
+
+**Frozen.** Results are comparable only on the same pictures: a test holds their hashes. Another set is another name.
 """
 
-import math
-from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
 
 import albumentations as A
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
 
 from wsss_contrast.data.base import Reading, TaggedImageDataset, sample_seed
+from wsss_contrast.data.drawing import PATTERNS, TURN, UNITS, Canvas, Colour, Draws, Piece, Texture, hsv, rotate
 
-SHAPES_CLASSES = ("beetle", "fox", "frog", "owl")
+SHAPES_CLASSES = ("beetle", "fox", "frog", "owl", "parrot", "pig")
 """The creatures of :class:`ShapesDataset`."""
 
 _SPLITS = {"train": 0, "val": 1}
-_ZOOM = 2  # everything is drawn at twice its size and averaged down: smooth edges
-_TEXTURES = ("stripes", "spots", "checks", "rings")
-_HUES = (0.98, 0.07, 0.30, 0.62)  # the hue a body of each class leans towards: red, orange, green, blue
-_OUTLINE = (35, 28, 30)
+_COUNTS = (0,) * 5 + (1,) * 50 + (2,) * 35 + (3,) * 10  # creatures in a picture, in percent
+_LEAN = 25  # percent of the bodies have the pattern of their class, the others any
+_SIZES = {
+    0: (0, 0),
+    1: (900, 1200),
+    2: (720, 900),
+    3: (600, 720),
+}  # half the length of a body, by the number of creatures
+_RIM = 36  # a little more than a pixel of 128
+_DARK = (38, 32, 34)
+_UP, _DOWN = TURN * 3 // 4, TURN // 4
 
-Colour = tuple[int, int, int]
-Draw = Any  # PIL.ImageDraw.ImageDraw, whose stubs differ between versions
+# Bodies: ellipses by their place along and across, half-axes; in percent of half the body's length.
+_BODIES = (
+    ((0, 0, 100, 78),),
+    ((12, 0, 88, 62), (-34, 0, 68, 80)),
+    ((0, 8, 100, 64), (-8, -20, 70, 62)),
+)
+
+_BLACK, _WHITE = (20, 20, 22), (248, 246, 238)
+_ORANGE, _GREEN, _BROWN, _BLUE, _PINK = (236, 122, 40), (98, 186, 70), (146, 108, 70), (40, 96, 220), (246, 148, 166)
+Row = tuple[str, int, int, int, int, int, Colour]
+
+
+def _pair(form: str, x: int, y: int, turn: int, long: int, short: int, colour: Colour) -> tuple[Row, Row]:
+    """A row and its mirror image."""
+    return (form, x, y, turn, long, short, colour), (form, -x, y, TURN // 2 - turn, long, short, colour)
+
+
+# Heads: the outer forms, which get a rim, then the face. x, y, long and short are in percent of the radius.
+_HEADS: dict[str, tuple[tuple[Row, ...], tuple[Row, ...]]] = {
+    "beetle": (
+        (*_pair("bar", 35, -60, _UP + 5, 100, 12, (34, 34, 44)), ("ellipse", 0, 0, 0, 100, 92, (34, 34, 44))),
+        _pair("ellipse", 46, -8, 0, 30, 30, (240, 62, 40)),
+    ),
+    "fox": (
+        (*_pair("cone", 58, -40, _UP + 3, 120, 46, _ORANGE), ("ellipse", 0, 0, 0, 100, 92, _ORANGE)),
+        (
+            ("cone", 0, 4, _DOWN, 86, 76, _WHITE),
+            *_pair("ellipse", 40, -18, 0, 16, 16, _BLACK),
+            ("ellipse", 0, 70, 0, 21, 17, _BLACK),
+        ),
+    ),
+    "frog": (
+        (*_pair("ellipse", 58, -72, 0, 46, 46, _GREEN), ("ellipse", 0, 0, 0, 112, 86, _GREEN)),
+        (
+            *_pair("ellipse", 58, -76, 0, 32, 32, (250, 226, 70)),
+            *_pair("ellipse", 58, -76, 0, 15, 15, _BLACK),
+            ("bar", -60, 34, 0, 120, 9, (140, 36, 50)),
+        ),
+    ),
+    "owl": (
+        (*_pair("cone", 66, -56, _UP + 4, 74, 32, _BROWN), ("ellipse", 0, 0, 0, 100, 96, _BROWN)),
+        (
+            *_pair("ellipse", 43, -16, 0, 43, 43, _WHITE),
+            *_pair("ellipse", 43, -16, 0, 20, 20, _BLACK),
+            ("cone", 0, 18, _DOWN, 58, 22, (246, 176, 34)),
+        ),
+    ),
+    "parrot": (
+        (
+            *_pair("cone", 26, -70, _UP + 4, 84, 24, _BLUE),
+            ("cone", 0, -78, _UP, 90, 24, _BLUE),
+            ("ellipse", 0, 0, 0, 96, 98, _BLUE),
+        ),
+        (
+            *_pair("ellipse", 48, -20, 0, 34, 30, _WHITE),
+            *_pair("ellipse", 48, -20, 0, 15, 15, _BLACK),
+            ("cone", 0, 2, _DOWN, 94, 48, (252, 206, 40)),
+        ),
+    ),
+    "pig": (
+        (*_pair("cone", 62, -52, _UP + 6, 80, 40, _PINK), ("ellipse", 0, 0, 0, 102, 94, _PINK)),
+        (
+            ("ellipse", 0, 28, 0, 52, 38, (216, 96, 122)),
+            *_pair("ellipse", 19, 28, 0, 10, 15, (110, 40, 60)),
+            *_pair("ellipse", 44, -24, 0, 13, 13, _BLACK),
+        ),
+    ),
+}
 
 
 class ShapesDataset(TaggedImageDataset):
-    """Pictures of 0 to 2 creatures of 4 kinds on cluttered ground, with exact masks.
+    """Pictures of 0 to 3 creatures of 6 kinds on cluttered ground, with exact masks.
 
-    A picture depends on ``(seed, split, index)`` only and is drawn when it is read. ``train`` and ``val``
-    share no picture. A creature in front may hide a part of another one.
+    A picture depends on ``(seed, split, index)`` and ``size`` only, on any platform, and is drawn when it is read.
+    ``train`` and ``val`` share no picture. A creature in front may hide a part of another one's body.
+    No body hides a head.
 
     Args:
         split: ``"train"`` or ``"val"``.
@@ -76,191 +149,162 @@ class ShapesDataset(TaggedImageDataset):
         return self.length
 
     def read(self, index: int) -> Reading:
-        rng = np.random.default_rng(sample_seed(self.seed, _SPLITS[self.split], index))
-        image, mask = _draw_scene(rng, self.size)
+        image, mask, _ = self.draw(index)
         tags = np.isin(np.arange(1, len(SHAPES_CLASSES) + 1), mask).astype(np.float32)
         return image, tags, mask, f"{self.split}_{index:05d}"
 
-
-def _draw_scene(rng: np.random.Generator, size: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    side = size * _ZOOM
-    canvas = _background(rng, side)
-    mask = Image.new("L", (side, side))
-    count = int(rng.choice(3, p=(0.06, 0.62, 0.32)))
-    if count == 2:  # one to the left and one to the right
-        centres = rng.uniform((0.2, 0.3), (0.32, 0.7), (2, 2))
-        centres[1, 0] = 1 - centres[1, 0]
-    else:
-        centres = rng.uniform(0.3, 0.7, (count, 2))
-    kinds = rng.integers(len(SHAPES_CLASSES), size=count).tolist()
-    lengths = side * rng.uniform(0.22, 0.34 if count == 1 else 0.25, count)
-    heads = [_body(rng, canvas, mask, *it) for it in zip(kinds, side * centres, lengths, strict=True)]
-    on_canvas, on_mask = ImageDraw.Draw(canvas), ImageDraw.Draw(mask)
-    for kind, head in zip(kinds, heads, strict=True):  # last, so that no head is hidden: each tag can be told
-        _HEADS[kind](on_canvas, on_mask, kind + 1, *head)
-    small = np.asarray(canvas.reduce(_ZOOM), np.int16)
-    noisy = small + rng.normal(0, 5, small.shape).astype(np.int16)  # the grain of a camera
-    ids = np.asarray(mask)[::_ZOOM, ::_ZOOM]
-    return noisy.clip(0, 255).astype(np.uint8), ids.copy()
+    def draw(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.bool_]]:
+        """Return image (H, W, 3), mask (H, W), and which pixels (H, W) are of a head, the part that tells the class."""
+        return _draw_scene(Draws(sample_seed(self.seed, _SPLITS[self.split], index)), self.size)
 
 
-def _background(rng: np.random.Generator, side: int) -> Image.Image:
-    """Draw cloudy ground with blobs and stripes on it. None of them carries a tag."""
-    ground = _colour(rng, rng.uniform(0.08, 0.6), 0.25, rng.uniform(0.45, 0.8))
-    ground = ground + rng.normal(0, 22, (4, 4, 1)) + rng.normal(0, 8, (4, 4, 3))
-    canvas = Image.fromarray(ground.clip(0, 255).astype(np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
-    for _ in range(int(rng.integers(1, 4))):
-        extent = side * rng.uniform(0.06, 0.2)
-        hue = rng.uniform()
-        fill = _texture(rng, str(rng.choice(_TEXTURES)), hue, 0.4, side)
-        shape = Image.new("L", (side, side))
-        draw = ImageDraw.Draw(shape)
-        x, y = rng.uniform(0, side, 2)
-        if rng.uniform() < 0.3:
-            angle = rng.uniform(0, math.pi)
-            dx, dy = side * math.cos(angle), side * math.sin(angle)
-            draw.line((x - dx, y - dy, x + dx, y + dy), fill=255, width=max(1, int(extent * 0.35)))
-        else:
-            draw.polygon(_blob(rng, x, y, extent, extent * rng.uniform(0.5, 1), rng.uniform(0, math.pi)), fill=255)
-        canvas.paste(fill, (0, 0), shape)
-    return canvas
+def _draw_scene(draws: Draws, size: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.bool_]]:
+    canvas = Canvas(size)
+    _background(draws, canvas)
+    creatures = _creatures(draws)
+    for creature in creatures:
+        _draw_body(draws, canvas, creature)
+    for creature in creatures:  # last, so that no head is hidden: each tag can be told
+        _draw_head(draws, canvas, creature)
+    grain = draws.array(0, 6, size, size, 3) + draws.array(0, 6, size, size, 3) - 6  # as of a camera
+    mask, part = canvas.masks()
+    return (canvas.picture() + grain).clip(0, 255).astype(np.uint8), mask, part
 
 
-def _body(
-    rng: np.random.Generator,
-    canvas: Image.Image,
-    mask: Image.Image,
-    kind: int,
-    centre: NDArray[np.float64],
-    length: float,
-) -> tuple[float, float, float]:
-    """Draw legs and body on the canvas and on the mask. Return where the head goes: x, y, radius."""
-    side = canvas.width
-    width = length * rng.uniform(0.6, 0.8)
-    # The body leans up or down a little; the head is at its left or its right end.
-    lean = rng.uniform(-0.6, 0.6)
-    facing = float(rng.choice((-1, 1)))
-    ahead = np.array((facing * math.cos(lean), facing * math.sin(lean)))
-    body = _blob(rng, centre[0], centre[1], length, width, lean)
-    line = max(2, round(side / 100))
-
-    texture = _TEXTURES[kind] if rng.uniform() < 0.8 else str(rng.choice(_TEXTURES))
-    hue = _HUES[kind] + rng.normal(0, 0.05)
-    fill = _texture(rng, texture, hue, 0.6, side)
-
-    shape = Image.new("L", (side, side))
-    ImageDraw.Draw(shape).polygon(body, fill=255)
-    on_canvas, on_mask = ImageDraw.Draw(canvas), ImageDraw.Draw(mask)
-    for along in (-0.45, 0.35):
-        foot = centre + along * length * ahead + np.array((0, width * 1.25))
-        hip = centre + along * length * ahead
-        points = [tuple(hip), tuple(foot)]
-        on_canvas.line(points, fill=_OUTLINE, width=3 * line)
-        on_mask.line(points, fill=kind + 1, width=3 * line)
-    canvas.paste(fill, (0, 0), shape)
-    on_canvas.line([*body, body[0]], fill=_OUTLINE, width=line, joint="curve")
-    on_mask.polygon(body, fill=kind + 1)
-    on_mask.line([*body, body[0]], fill=kind + 1, width=line, joint="curve")
-
-    radius = length * rng.uniform(0.4, 0.46)
-    x, y = (centre + ahead * length * 0.92).clip(radius, side - radius)
-    return float(x), float(y), float(radius)
+def _background(draws: Draws, canvas: Canvas) -> None:
+    """Draw cloudy ground with litter, and textured things in the patterns and colours of bodies. None has a tag."""
+    ground = hsv(draws.between(100, 1000), draws.between(30, 100), draws.between(110, 205))
+    clouds = draws.array(-34, 34, 7, 7, 1) + draws.array(-12, 12, 7, 7, 3)
+    canvas.fill(np.array(ground) + clouds)
+    for _ in range(draws.between(12, 30)):
+        litter = _place(draws, "bar" if draws.chance(60) else "ellipse", (40, 260), (16, 40))
+        shade = draws.between(-45, 45)
+        red, green, blue = (min(max(c + shade, 0), 255) for c in ground)
+        canvas.paint(litter, (red, green, blue))
+    for _ in range(draws.between(1, 3)):
+        thing = _place(draws, "bar" if draws.chance(30) else "ellipse", (300, 700), (110, 320))
+        if thing.form == "bar":
+            thing = _place(draws, "bar", (1000, 4000), (50, 120))
+        if draws.chance(50):
+            canvas.paint(thing.grown(_RIM), _DARK)
+        canvas.paint(thing, _texture(draws, draws.pick(PATTERNS)))
 
 
-def _blob(
-    rng: np.random.Generator, x: float, y: float, long: float, short: float, angle: float
-) -> list[tuple[float, float]]:
-    """Return the points of an uneven ellipse."""
-    turn = np.linspace(0, 2 * math.pi, 48, endpoint=False)
-    wave = 1 + sum(rng.uniform(0, 0.06) * np.cos(n * turn + rng.uniform(0, 6.3)) for n in (2, 3, 4))
-    along, across = long * wave * np.cos(turn), short * wave * np.sin(turn)
-    xs = x + along * math.cos(angle) - across * math.sin(angle)
-    ys = y + along * math.sin(angle) + across * math.cos(angle)
-    return list(zip(xs.tolist(), ys.tolist(), strict=True))
+def _place(draws: Draws, form: str, long: tuple[int, int], short: tuple[int, int]) -> Piece:
+    x, y, turn = draws.between(0, UNITS), draws.between(0, UNITS), draws.between(0, TURN - 1)
+    return Piece(form, x, y, turn, draws.between(*long), draws.between(*short))
 
 
-def _texture(rng: np.random.Generator, kind: str, hue: float, saturation: float, side: int) -> Image.Image:
-    """Return a picture of two tones of a colour, arranged in a pattern."""
-    bright = rng.uniform(0.5, 0.9)
-    tones = np.stack(
-        [
-            _colour(rng, hue, saturation, bright),
-            _colour(rng, hue, saturation, bright * rng.uniform(0.5, 0.75)),
-        ]
+def _texture(draws: Draws, pattern: str) -> Texture:
+    """Two tones of any hue in the pattern."""
+    hue, saturation, value = draws.between(0, 1535), draws.between(50, 150), draws.between(130, 235)
+    light = hsv(hue, saturation, value)
+    dark = hsv(hue, saturation, value * draws.between(45, 70) // 100)
+    return Texture(pattern, (light, dark), draws.between(0, TURN - 1), draws.between(230, 360))
+
+
+@dataclass(frozen=True)
+class _Creature:
+    kind: int
+    x: int
+    y: int
+    length: int  # half the body's
+    turn: int  # where it looks
+    head: tuple[int, int]
+    radius: int
+
+
+def _creatures(draws: Draws) -> list[_Creature]:
+    """Place 0 to 3 creatures, so that the heads are in the picture and apart; the first is the farthest."""
+    count = draws.pick(_COUNTS)
+    while True:
+        centres = _centres(draws, count)
+        creatures = [_creature(draws, *centre, *_SIZES[count]) for centre in centres]
+        if all(_head_is_free(one, creatures) for one in creatures):
+            return creatures
+
+
+def _centres(draws: Draws, count: int) -> list[tuple[int, int]]:
+    low, high = UNITS * 29 // 100, UNITS * 71 // 100
+
+    def near(place: int, by: int) -> int:
+        return place + draws.between(-UNITS * by // 100, UNITS * by // 100)
+
+    if count < 2:
+        return [(near(UNITS // 2, 18), near(UNITS // 2, 18)) for _ in range(count)]
+    if count == 2:
+        sides = [(near(low, 5), near(UNITS // 2, 18)), (near(high, 5), near(UNITS // 2, 18))]
+        return sides if draws.chance(50) else [(y, x) for x, y in sides]
+    corners = [(x, y) for x in (low, high) for y in (low, high)]
+    del corners[draws.between(0, 3)]
+    return [(near(x, 4), near(y, 4)) for x, y in corners]
+
+
+def _creature(draws: Draws, x: int, y: int, shortest: int, longest: int) -> _Creature:
+    length = draws.between(shortest, longest)
+    turn = (draws.between(-6, 6) + draws.pick((0, TURN // 2))) % TURN
+    back, ahead = rotate(length * 34 // 100, 0, turn), rotate(length * 60 // 100, 0, turn)
+    radius = length * draws.between(37, 42) // 100
+    kind = draws.between(0, len(SHAPES_CLASSES) - 1)
+    return _Creature(kind, x - back[0], y - back[1], length, turn, (x + ahead[0], y + ahead[1]), radius)
+
+
+def _head_is_free(one: _Creature, creatures: list[_Creature]) -> bool:
+    x, y = one.head
+    inside = all(one.radius * 5 // 4 <= place <= UNITS - one.radius * 5 // 4 for place in (x, y))
+    return inside and all(
+        (x - other.head[0]) ** 2 + (y - other.head[1]) ** 2 > (3 * (one.radius + other.radius) // 2) ** 2
+        for other in creatures
+        if other is not one
     )
-    angle = rng.uniform(0, math.pi)
-    axis = np.linspace(0, 2 * math.pi / rng.uniform(0.05, 0.09), side // _ZOOM, dtype=np.float32)
-    across = axis[None, :] * math.cos(angle) + axis[:, None] * math.sin(angle)
-    along = axis[:, None] * math.cos(angle) - axis[None, :] * math.sin(angle)
-    if kind == "stripes":
-        dark = np.sin(across) > 0.2
-    elif kind == "spots":
-        dark = np.sin(across) + np.sin(along) > 0.8
-    elif kind == "checks":
-        dark = (np.sin(across) > 0) ^ (np.sin(along) > 0)
-    else:
-        middle = rng.uniform(0.2, 0.8, 2) * axis[-1]
-        dark = np.sin(np.hypot(axis[None, :] - middle[0], axis[:, None] - middle[1])) > 0.2
-    pattern = Image.fromarray(tones.clip(0, 255).astype(np.uint8)[dark.astype(np.intp)])
-    return pattern.resize((side, side), Image.Resampling.NEAREST)
 
 
-def _colour(rng: np.random.Generator, hue: float, saturation: float, value: float) -> NDArray[np.float64]:
-    """Return an RGB colour in 0-255 near the given hue, saturation and value, all in 0-1."""
-    saturation = float(np.clip(saturation + rng.normal(0, 0.1), 0, 1))
-    wheel = np.abs((hue + np.array((0, 2 / 3, 1 / 3))) % 1 * 6 - 3) - 1
-    return 255 * value * (1 - saturation + saturation * wheel.clip(0, 1))
+def _draw_body(draws: Draws, canvas: Canvas, creature: _Creature) -> None:
+    """Draw trunk, legs and tail. All kinds have the same ones; only the pattern leans towards the kind."""
+    length = creature.length
+    side = -1 if TURN // 4 < creature.turn < TURN * 3 // 4 else 1  # to the left or right; legs are below, either way
+
+    def at(along: int, across: int) -> tuple[int, int]:
+        dx, dy = rotate(along * length // 100, side * across * length // 100, creature.turn)
+        return creature.x + dx, creature.y + dy
+
+    pieces = []
+    for along in draws.pick(((-55, 40), (-60, -35, 25, 50))):
+        x, y = at(along, 20)
+        long = length * draws.between(60, 85) // 100
+        pieces.append(Piece("bar", x, y, _DOWN + draws.between(-3, 3), long, length * 9 // 100))
+    x, y = at(-85, 0)
+    tail = _UP - side * draws.between(4, 10)
+    pieces.append(Piece("bar", x, y, tail, length * draws.between(35, 65) // 100, length * 7 // 100))
+    wide = draws.between(90, 110)
+    for along, across, long, short in draws.pick(_BODIES):
+        x, y = at(along, across)
+        pieces.append(Piece("ellipse", x, y, creature.turn, long * length // 100, short * wide * length // 10000))
+
+    texture = _texture(draws, PATTERNS[creature.kind] if draws.chance(_LEAN) else draws.pick(PATTERNS))
+    label = creature.kind + 1
+    for piece in pieces:
+        canvas.paint(piece.grown(_RIM), _DARK, label)
+    for piece in pieces:
+        canvas.paint(piece, texture, label)
 
 
-def _disc(draw: Draw, x: float, y: float, radius: float, fill: Colour | int, outline: Colour | None = None) -> None:
-    draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=fill, outline=outline, width=2)
+def _draw_head(draws: Draws, canvas: Canvas, creature: _Creature) -> None:
+    tilt = draws.between(-4, 4)
+    outer, face = (
+        [(_on_head(creature, tilt, *row[:-1]), row[-1]) for row in rows]
+        for rows in _HEADS[SHAPES_CLASSES[creature.kind]]
+    )
+    label = creature.kind + 1
+    for piece, _ in outer:
+        canvas.paint(piece.grown(_RIM), _DARK, label, part=True)
+    for piece, colour in outer + face:
+        canvas.paint(piece, colour, label, part=True)
 
 
-def _beetle(draw: Draw, mask: Draw, label: int, x: float, y: float, r: float) -> None:
-    for side in (-1, 1):  # feelers
-        points = [(x + side * 0.3 * r, y - 0.6 * r), (x + side * 0.9 * r, y - 1.6 * r)]
-        draw.line(points, fill=_OUTLINE, width=max(2, round(0.2 * r)))
-        mask.line(points, fill=label, width=max(2, round(0.2 * r)))
-    _disc(draw, x, y, r, (30, 30, 38), _OUTLINE)
-    _disc(mask, x, y, r, label)
-    for side in (-1, 1):
-        _disc(draw, x + side * 0.45 * r, y - 0.1 * r, 0.28 * r, (240, 60, 40))
-
-
-def _fox(draw: Draw, mask: Draw, label: int, x: float, y: float, r: float) -> None:
-    for side in (-1, 1):  # ears
-        ear = [
-            (x + side * 0.15 * r, y - 0.6 * r),
-            (x + side * 0.85 * r, y - 1.6 * r),
-            (x + side * r, y - 0.1 * r),
-        ]
-        draw.polygon(ear, fill=(225, 110, 35), outline=_OUTLINE)
-        mask.polygon(ear, fill=label)
-    _disc(draw, x, y, r, (235, 125, 45), _OUTLINE)
-    _disc(mask, x, y, r, label)
-    draw.polygon([(x - 0.8 * r, y + 0.1 * r), (x + 0.8 * r, y + 0.1 * r), (x, y + r)], fill=(250, 245, 235))
-    _disc(draw, x, y + 0.75 * r, 0.22 * r, (20, 20, 20))
-    for side in (-1, 1):
-        _disc(draw, x + side * 0.4 * r, y - 0.15 * r, 0.15 * r, (20, 20, 20))
-
-
-def _frog(draw: Draw, mask: Draw, label: int, x: float, y: float, r: float) -> None:
-    _disc(draw, x, y, r, (95, 185, 70), _OUTLINE)
-    _disc(mask, x, y, r, label)
-    for side in (-1, 1):  # eyes on top
-        _disc(draw, x + side * 0.6 * r, y - 0.8 * r, 0.45 * r, (120, 205, 85), _OUTLINE)
-        _disc(mask, x + side * 0.6 * r, y - 0.8 * r, 0.45 * r, label)
-        _disc(draw, x + side * 0.6 * r, y - 0.8 * r, 0.2 * r, (15, 20, 15))
-    draw.arc((x - 0.7 * r, y - 0.5 * r, x + 0.7 * r, y + 0.6 * r), 20, 160, fill=(150, 30, 50), width=3)
-
-
-def _owl(draw: Draw, mask: Draw, label: int, x: float, y: float, r: float) -> None:
-    _disc(draw, x, y, r, (150, 115, 80), _OUTLINE)
-    _disc(mask, x, y, r, label)
-    for side in (-1, 1):
-        _disc(draw, x + side * 0.45 * r, y - 0.15 * r, 0.45 * r, (250, 250, 240), _OUTLINE)
-        _disc(draw, x + side * 0.45 * r, y - 0.15 * r, 0.2 * r, (15, 15, 20))
-    draw.polygon([(x - 0.2 * r, y + 0.2 * r), (x + 0.2 * r, y + 0.2 * r), (x, y + 0.7 * r)], fill=(245, 170, 30))
-
-
-_HEADS: tuple[Callable[[Draw, Draw, int, float, float, float], None], ...] = (_beetle, _fox, _frog, _owl)
+def _on_head(creature: _Creature, tilt: int, form: str, x: int, y: int, turn: int, long: int, short: int) -> Piece:
+    radius = creature.radius
+    dx, dy = rotate(x * radius // 100, y * radius // 100, tilt)
+    return Piece(
+        form, creature.head[0] + dx, creature.head[1] + dy, turn + tilt, long * radius // 100, short * radius // 100
+    )

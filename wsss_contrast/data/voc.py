@@ -1,6 +1,5 @@
 """Datasets in the layout of PASCAL VOC."""
 
-import csv
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,8 +13,11 @@ from wsss_contrast.data.base import (
     Reading,
     TaggedImageDataset,
     check_class_names,
+    mask_size_problem,
     read_image,
     read_mask,
+    read_tags,
+    some,
 )
 from wsss_contrast.data.transforms import IGNORE
 
@@ -106,7 +108,7 @@ class VOCDataset(TaggedImageDataset):
             by_name = _read_tags(path)
             missing = [name for name in self.names if name not in by_name]
             if missing:
-                raise DataError(f"{path}: has no line for {_some(missing)}")
+                raise DataError(f"{path}: has no line for {some(missing)}")
             self._tags = [self._multi_hot(by_name[name]) for name in self.names]
 
         # From VOC ids to ours. An id that VOC does not have is refused before this table is used.
@@ -125,11 +127,9 @@ class VOCDataset(TaggedImageDataset):
         mask = None
         if self._masks is not None:
             mask = self._read_mask(self._masks / f"{name}.png")
-            if mask.shape != image.shape[:2]:
-                raise DataError(
-                    f"{self._masks / f'{name}.png'}: the mask is {mask.shape[1]}x{mask.shape[0]} pixels, "
-                    f"its image {path} is {image.shape[1]}x{image.shape[0]}"
-                )
+            problem = mask_size_problem(self._masks / f"{name}.png", mask.shape, path, image.shape)
+            if problem is not None:
+                raise DataError(problem)
         if self._tags is not None:
             tags = self._tags[index].copy()
         else:
@@ -178,20 +178,11 @@ def _read_list(root: Path, split: str | Path) -> list[str]:
 
 
 def _read_tags(path: Path) -> dict[str, list[str]]:
-    if not path.is_file():
-        raise DataError(f"{path}: no such tags file")
     by_name: dict[str, list[str]] = {}
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        if reader.fieldnames != ["name", "tags"]:
-            raise DataError(f"{path}: the header must be 'name,tags', it is {reader.fieldnames}")
-        for row in reader:
-            where = f"{path}, line {reader.line_num}"
-            if None in row or row["tags"] is None:
-                raise DataError(f"{where}: expected two columns, name and tags (separated by spaces)")
-            if row["name"] in by_name:
-                raise DataError(f"{where}: {row['name']} has a line already")
-            by_name[row["name"]] = _check_tags(row["tags"].split(), where)
+    for name, tags, where in read_tags(path):
+        if name in by_name:
+            raise DataError(f"{where}: {name} has a line already")
+        by_name[name] = _check_tags(tags, where)
     return by_name
 
 
@@ -215,8 +206,4 @@ def _check_files(folder: Path, names: list[str], suffix: str, kind: str) -> None
     there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     missing = [str(folder / f"{name}{suffix}") for name in names if f"{name}{suffix}" not in there]
     if missing:
-        raise DataError(f"missing {kind}: {_some(missing)}")
-
-
-def _some(items: list[str]) -> str:
-    return items[0] if len(items) == 1 else f"{items[0]} (and {len(items) - 1} more)"
+        raise DataError(f"missing {kind}: {some(missing)}")

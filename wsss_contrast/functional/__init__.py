@@ -25,6 +25,7 @@ from .seam import (
     pixel_correlation,
     suppress_non_maximum,
 )
+from .views import valid_pixels, view_matrix, warp
 
 __all__ = [
     "IGNORE",
@@ -53,5 +54,8 @@ __all__ = [
     "split_background",
     "suppress_non_maximum",
     "top_candidates",
+    "valid_pixels",
+    "view_matrix",
+    "warp",
     "with_background",
 ]

@@ -34,7 +34,9 @@ def assign_pixels(foreground: Tensor, tags: Tensor, background_score: float, bac
     return with_background(scores, constant, background).argmax(dim=1)
 
 
-def candidate_scores(cams: Tensor, tags: Tensor, background_score: float, background: int = 0) -> tuple[Tensor, Tensor]:
+def candidate_scores(
+    cams: Tensor, tags: Tensor, background_score: float, background: int = 0, valid: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Labels and prototype candidates as the paper has them.
 
     The tags mask the normalised maps. A class's candidates are the pixels assigned to it, scored by its map; the
@@ -45,29 +47,37 @@ def candidate_scores(cams: Tensor, tags: Tensor, background_score: float, backgr
         tags: (N, K) multi-hot.
         background_score: see :func:`assign_pixels`.
         background: see :func:`assign_pixels`.
+        valid: (N, h, w) bool, pixels that take part; all by default.
 
     Returns:
-        Labels (N, h, w), and scores (N, C, h, w) that are -inf where a pixel is no candidate of a class.
+        Labels (N, h, w), ``IGNORE`` where a pixel takes no part, and scores (N, C, h, w) that are -inf where it is no
+        candidate of a class.
     """
-    foreground = mask_by_tags(normalize_cams(cams), tags)
+    foreground = mask_by_tags(normalize_cams(cams, valid=valid), tags)
     labels = assign_pixels(foreground, tags, background_score, background)
     scores = with_background(foreground, 1 - foreground.amax(dim=1, keepdim=True), background)
     assigned = F.one_hot(labels, scores.shape[1]).movedim(-1, 1).bool()
-    return labels, scores.masked_fill(~assigned, -math.inf)
+    return _leave_out(labels, scores.masked_fill(~assigned, -math.inf), valid)
 
 
 def candidate_scores_official(
-    cams: Tensor, tags: Tensor, background_score: float, background: int = 0
+    cams: Tensor, tags: Tensor, background_score: float, background: int = 0, valid: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Labels and prototype candidates as the released code has them: every pixel is a candidate of every class.
 
     The tags decide the labels only; the background's score is a constant, so its candidates are all tied.
     Arguments and result as in :func:`candidate_scores`.
     """
-    foreground = normalize_cams(cams, signed=True)
+    foreground = normalize_cams(cams, signed=True, valid=valid)
     labels = assign_pixels(foreground, tags, background_score, background)
     constant = torch.full_like(foreground[:, :1], background_score)
-    return labels, with_background(foreground, constant, background)
+    return _leave_out(labels, with_background(foreground, constant, background), valid)
+
+
+def _leave_out(labels: Tensor, scores: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+    if valid is None:
+        return labels, scores
+    return labels.masked_fill(~valid, IGNORE), scores.masked_fill(~valid[:, None], -math.inf)
 
 
 def top_candidates(
@@ -101,7 +111,11 @@ def merge_candidates(scores: Tensor, features: Tensor, top_k: int) -> tuple[Tens
 
 
 def estimate_prototypes(scores: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-    """One prototype a class: the score-weighted mean of its candidates' features, L2-normalised (Eq. 5).
+    r"""One prototype a class: the score-weighted mean of its candidates' features, L2-normalised (Eq. 5).
+
+    .. math::
+
+        p_c = \operatorname{normalize}\Big(\sum_{i \in \Omega_c} u_c(i)\, v_i \Big/ \sum_{i \in \Omega_c} u_c(i)\Big)
 
     Args:
         scores: (C, k), -inf for an empty place.
@@ -118,7 +132,12 @@ def estimate_prototypes(scores: Tensor, features: Tensor) -> tuple[Tensor, Tenso
 
 
 def pixel_to_prototype_nll(logits: Tensor, labels: Tensor, negatives: Tensor) -> Tensor:
-    """The negative log-likelihood of each pixel's own prototype against its negatives (the log of Eqs. 6, 7 and 9).
+    r"""The negative log-likelihood of each pixel's own prototype against its negatives (the log of Eqs. 6, 7 and 9).
+
+    .. math::
+
+        \ell_i = -\log \frac{\exp(v_i^\top p_{y_i} / \tau)}
+        {\exp(v_i^\top p_{y_i} / \tau) + \sum_{c \in \mathcal N_i} \exp(v_i^\top p_c / \tau)}
 
     Args:
         logits: (P, C) similarities of pixels and prototypes, divided by the temperature.

@@ -29,13 +29,20 @@ def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(maps, size=size, mode="bilinear", align_corners=True)
 
 
-def normalize_cams(cams: Tensor, signed: bool = False) -> Tensor:
-    """Min-max normalisation of each map over its pixels, after a ReLU: ``max_norm`` of SEAM. Differentiable.
+def normalize_cams(cams: Tensor, signed: bool = False, valid: Tensor | None = None) -> Tensor:
+    r"""Min-max normalisation of each map over its pixels, after a ReLU: ``max_norm`` of SEAM. Differentiable.
+
+    .. math::
+
+        \hat m(i) = \operatorname{relu}\Big(\frac{p(i) - \min p - \varepsilon}{\max p - \min p + \varepsilon}\Big),
+        \quad p = \operatorname{relu}(m),\ \varepsilon = 10^{-5}
 
     Args:
         cams: (N, C, h, w), any range.
         signed: leave out the last ReLU, as PPC's released code and the field's multi-scale merge do. Pixels at
             the minimum become negative, -low / (high - low), and a map without a positive value -1 everywhere.
+        valid: (N, h, w) bool, the pixels that the minimum and maximum are taken over; the values at the others have
+            no meaning. All by default.
 
     Returns:
         (N, C, h, w), in [0, 1); below 1 if ``signed``.
@@ -44,8 +51,14 @@ def normalize_cams(cams: Tensor, signed: bool = False) -> Tensor:
     tensor([[[[0.0000, 0.5000, 1.0000]]]])
     """
     positive = full_precision(cams).relu()
-    high = positive.amax(dim=(-2, -1), keepdim=True)
-    low = positive.amin(dim=(-2, -1), keepdim=True)
+    if valid is None:
+        high = positive.amax(dim=(-2, -1), keepdim=True)
+        low = positive.amin(dim=(-2, -1), keepdim=True)
+    else:
+        positive = positive * valid[:, None]
+        high = positive.amax(dim=(-2, -1), keepdim=True)
+        # No pixel is above the highest one, so it can stand in for those that do not count.
+        low = torch.where(valid[:, None], positive, high.detach()).amin(dim=(-2, -1), keepdim=True)
     if signed:
         positive = positive.masked_fill(positive < low + EPS, 0.0)
     normalized = (positive - low - EPS) / (high - low + EPS)

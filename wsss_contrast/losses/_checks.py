@@ -38,6 +38,22 @@ def check_tags(tags: Tensor, batch: int, classes: int) -> None:
         raise ValueError(f"`tags` must be 0 or 1, got values in [{float(tags.min())}, {float(tags.max())}]")
 
 
+def check_valid(valid: Tensor | None, maps: Tensor) -> None:
+    """``valid`` is a bool mask (N, h, w) of the pixels of ``maps`` (N, C, h, w), or ``None``."""
+    shape = (maps.shape[0], *maps.shape[2:])
+    if valid is not None and (valid.shape != shape or valid.dtype != torch.bool):
+        raise ValueError(
+            f"a mask of valid pixels must be bool of shape {tuple(shape)}, got {valid.dtype} {tuple(valid.shape)}"
+        )
+
+
+def check_warped(valid: Tensor | None, *maps: Tensor) -> None:
+    """With a mask of valid pixels, all maps are on the target view's pixels."""
+    sizes = {tuple(value.shape[-2:]) for value in maps}
+    if valid is not None and len(sizes) > 1:
+        raise ValueError(f"with `valid`, the source's maps must be warped to the target's size, got {sorted(sizes)}")
+
+
 def check_fraction(**values: float) -> None:
     """Each is in (0, 1]."""
     for name, value in values.items():

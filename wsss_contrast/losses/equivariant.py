@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from wsss_contrast import functional
 
-from ._checks import check_fraction, check_maps, check_same_channels, check_tags
+from ._checks import check_fraction, check_maps, check_same_channels, check_tags, check_valid, check_warped
 
 
 class EquivariantRegularization(nn.Module):
@@ -21,13 +21,15 @@ class EquivariantRegularization(nn.Module):
     [1] Self-supervised Equivariant Attention Mechanism for Weakly Supervised Semantic Segmentation, CVPR 2020.
     """
 
-    def forward(self, source_cams: Tensor, target_cams: Tensor, tags: Tensor) -> Tensor:
+    def forward(self, source_cams: Tensor, target_cams: Tensor, tags: Tensor, valid: Tensor | None = None) -> Tensor:
         """A scalar in [0, 1].
 
         Args:
             source_cams: (N, K, h1, w1) raw foreground maps, any range.
             target_cams: (N, K, h2, w2), of the transformed photo; the source's are resized to (h2, w2).
             tags: (N, K) multi-hot.
+            valid: (N, h2, w2) bool, pixels that both views have, where the target view is more than a resize. The
+                source's maps are then already warped (:func:`~wsss_contrast.functional.warp`). All by default.
 
         Raises:
             ValueError: shapes that do not go together, NaN, tags that are not 0 or 1.
@@ -35,8 +37,10 @@ class EquivariantRegularization(nn.Module):
         check_maps(source_cams=source_cams, target_cams=target_cams)
         check_same_channels(source_cams=source_cams, target_cams=target_cams)
         check_tags(tags, source_cams.shape[0], source_cams.shape[1])
+        check_valid(valid, target_cams)
+        check_warped(valid, source_cams, target_cams)
         with torch.autocast(source_cams.device.type, enabled=False):
-            return functional.equivariant_regularization(source_cams, target_cams, tags)
+            return functional.equivariant_regularization(source_cams, target_cams, tags, valid)
 
 
 class EquivariantCrossRegularization(nn.Module):
@@ -57,7 +61,13 @@ class EquivariantCrossRegularization(nn.Module):
         self.ratio = ratio
 
     def forward(
-        self, source_cams: Tensor, source_refined: Tensor, target_cams: Tensor, target_refined: Tensor, tags: Tensor
+        self,
+        source_cams: Tensor,
+        source_refined: Tensor,
+        target_cams: Tensor,
+        target_refined: Tensor,
+        tags: Tensor,
+        valid: Tensor | None = None,
     ) -> Tensor:
         """A scalar in [0, 2], the sum of both directions.
 
@@ -67,6 +77,7 @@ class EquivariantCrossRegularization(nn.Module):
             target_cams: (N, K, h2, w2).
             target_refined: (N, 1 + K, h2, w2).
             tags: (N, K) multi-hot.
+            valid: as :class:`EquivariantRegularization`.
 
         Raises:
             ValueError: shapes that do not go together, NaN, tags that are not 0 or 1.
@@ -85,7 +96,9 @@ class EquivariantCrossRegularization(nn.Module):
                 f"got {source_refined.shape[1]} and {source_cams.shape[1]}"
             )
         check_tags(tags, source_cams.shape[0], source_cams.shape[1])
+        check_valid(valid, target_cams)
+        check_warped(valid, source_cams, source_refined, target_cams, target_refined)
         with torch.autocast(source_cams.device.type, enabled=False):
             return functional.equivariant_cross_regularization(
-                source_cams, source_refined, target_cams, target_refined, tags, self.ratio
+                source_cams, source_refined, target_cams, target_refined, tags, self.ratio, valid
             )

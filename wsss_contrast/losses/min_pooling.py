@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from wsss_contrast import functional
 
-from ._checks import check_maps, check_tags
+from ._checks import check_maps, check_tags, check_valid
 
 
 class MinPooling(nn.Module):
@@ -18,17 +18,19 @@ class MinPooling(nn.Module):
     Distributed contract: a mean over images; nothing is gathered.
     """
 
-    def forward(self, refined: Tensor, tags: Tensor) -> Tensor:
+    def forward(self, refined: Tensor, tags: Tensor, valid: Tensor | None = None) -> Tensor:
         """A scalar, at least 0.
 
         Args:
             refined: (N, K, h, w) foreground channels of the refined maps, not normalised.
             tags: (N, K) multi-hot.
+            valid: (N, h, w) bool, pixels that take part; all by default.
 
         Raises:
             ValueError: shapes that do not go together, NaN, tags that are not 0 or 1.
         """
         check_maps(refined=refined)
         check_tags(tags, refined.shape[0], refined.shape[1])
+        check_valid(valid, refined)
         with torch.autocast(refined.device.type, enabled=False):
-            return functional.min_pooling(refined, tags)
+            return functional.min_pooling(refined, tags, valid)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from wsss_contrast import functional
 
-from ._checks import check_maps, check_tags
+from ._checks import check_maps, check_tags, check_valid
 
 
 class MultilabelSoftMargin(nn.Module):
@@ -15,16 +15,18 @@ class MultilabelSoftMargin(nn.Module):
     Distributed contract: a mean over images; nothing is gathered.
     """
 
-    def forward(self, cams: Tensor, tags: Tensor) -> Tensor:
+    def forward(self, cams: Tensor, tags: Tensor, valid: Tensor | None = None) -> Tensor:
         """A scalar, at least 0.
 
         Args:
             cams: (N, K, h, w) raw foreground maps, before any ReLU; they are averaged over pixels to logits.
             tags: (N, K) multi-hot.
+            valid: (N, h, w) bool, pixels that the average is taken over; all by default.
 
         Raises:
             ValueError: shapes that do not go together, NaN, tags that are not 0 or 1.
         """
         check_maps(cams=cams)
         check_tags(tags, cams.shape[0], cams.shape[1])
-        return functional.multilabel_soft_margin(functional.global_average_pool(cams), tags)
+        check_valid(valid, cams)
+        return functional.multilabel_soft_margin(functional.global_average_pool(cams, valid), tags)

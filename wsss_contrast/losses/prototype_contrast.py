@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from wsss_contrast import distributed, functional
 
-from ._checks import check_fraction, check_maps, check_same_channels, check_tags
+from ._checks import check_fraction, check_maps, check_same_channels, check_tags, check_valid
 
 
 class PixelDraws(NamedTuple):
@@ -155,7 +155,9 @@ class PrototypeContrast(nn.Module):
             target_embeddings: (N, D, h, w).
             target_cams: (N, K or K + 1, h', w').
             tags: (N, K) multi-hot image tags, without background.
-            source_valid: (N, h, w) bool, pixels that take part; all by default.
+            source_valid: (N, h, w) bool, pixels that take part; all by default. The second result of
+                :func:`~wsss_contrast.functional.warp`, for both views, where the target view is more than a resize;
+                the source's embeddings and maps are warped before they come here.
             target_valid: (N, h, w) bool.
             generator: source of the random draws, on any device.
             draws: the random numbers themselves, instead of ``generator``.
@@ -205,15 +207,8 @@ class PrototypeContrast(nn.Module):
             foreground = functional.resize(functional.full_precision(foreground).to(embeddings.dtype), size)
             official = self.compat == "official"
             candidates = functional.candidate_scores_official if official else functional.candidate_scores
-            labels, scores = candidates(foreground, tags, self.background_score, self.background or 0)
-            if valid is not None:
-                if valid.shape != labels.shape or valid.dtype != torch.bool:
-                    raise ValueError(
-                        f"a mask of valid pixels must be bool of shape {tuple(labels.shape)}, "
-                        f"got {valid.dtype} {tuple(valid.shape)}"
-                    )
-                labels = labels.masked_fill(~valid, functional.IGNORE)
-                scores = scores.masked_fill(~valid[:, None], -math.inf)
+            check_valid(valid, foreground)
+            labels, scores = candidates(foreground, tags, self.background_score, self.background or 0, valid)
             top_k = self.top_k or (max(size[0] * size[1] // 8, 1) if official else 32)
             vectors = (embeddings if official else unit).detach()
             scores, vectors = functional.top_candidates(vectors, scores, top_k, indices)

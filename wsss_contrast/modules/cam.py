@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from wsss_contrast.functional import global_average_pool
 from wsss_contrast.losses import MultilabelSoftMargin
 from wsss_contrast.metrics import THRESHOLDS, SeedCurve, SeedMIoU
 from wsss_contrast.nn import TimmBackbone
@@ -22,13 +23,19 @@ class CAM(L.LightningModule):
     """Class activation maps of a classifier trained from tags, over any timm backbone.
 
     Batches are dicts: ``image`` (N, 3, H, W) normalised by ImageNet's mean and standard deviation, ``tags`` (N, K)
-    multi-hot, and for evaluation ``mask`` (N, H, W) with ids 0 to K and 255.
+    multi-hot, and for evaluation ``mask`` (N, H, W) with ids 0 to K and 255. A batch to predict may have no ``tags``:
+    then the classes are those whose probability, the sigmoid of the raw map's mean over the photo at scale 1, exceeds
+    ``tag_threshold``. A photo with none of them is all background.
 
     Validation takes one or two loaders. With two, the first is of training photos and the second of the split to
     score: the background threshold is chosen on the first and applied to the second; it is kept in
     ``background_threshold`` and in checkpoints. Logged: ``train/miou`` and ``val/miou`` at that threshold,
     ``val/miou_oracle`` at the threshold that is best on the scored split itself, and both thresholds, ``threshold``
-    and ``threshold_oracle``. With one loader, it is the split to score at the threshold kept.
+    and ``threshold_oracle``. With one loader, it is the split to score at the threshold kept; unless the data module
+    says by ``val_sets`` that it is of training photos (``train``): then the threshold is chosen there, ``train/miou``
+    is logged, and nothing is said of ``val``. Without validation, the threshold stays at 0.2.
+
+    A checkpoint has the data module's ``class_names``. It is not loaded where the data module names others.
 
     Args:
         num_classes: K, foreground classes.
@@ -43,6 +50,7 @@ class CAM(L.LightningModule):
         weight_decay: of weights; biases have none.
         scales: of multi-scale inference.
         flip: mirror the photo as well.
+        tag_threshold: probability above which a class counts as present in a photo without tags, in [0, 1).
     """
 
     threshold_index: Tensor
@@ -60,6 +68,7 @@ class CAM(L.LightningModule):
         weight_decay: float = 5e-4,
         scales: Sequence[float] = (0.5, 1.0, 1.5, 2.0),
         flip: bool = True,
+        tag_threshold: float = 0.5,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -69,11 +78,14 @@ class CAM(L.LightningModule):
             raise ValueError(f"`lr` must be positive, got {lr}")
         if not scales or min(scales) <= 0:
             raise ValueError(f"`scales` must be positive and not empty, got {tuple(scales)}")
+        if not 0 <= tag_threshold < 1:
+            raise ValueError(f"`tag_threshold` must be in [0, 1), got {tag_threshold}")
         self.lr = lr
         self.momentum = momentum
         self.weight_decay = weight_decay
         self.scales = tuple(scales)
         self.flip = flip
+        self.tag_threshold = tag_threshold
         self.backbone = TimmBackbone(backbone, weights, output_stride, frozen_norm)
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(self.backbone.out_channels, num_classes, kernel_size=1, bias=False)
@@ -129,6 +141,12 @@ class CAM(L.LightningModule):
         score, best = seeds.max(dim=1)
         return torch.where(score > self.background_threshold, best + 1, 0)
 
+    @torch.no_grad()
+    def predicted_tags(self, images: Tensor) -> Tensor:
+        """(N, K), 1 for each class whose probability exceeds ``tag_threshold``, of images (N, 3, H, W)."""
+        logits = global_average_pool(self(images))  # what the classification loss is taken of
+        return (logits.sigmoid() > self.tag_threshold).to(images.dtype)
+
     def training_step(self, batch: dict[str, Any]) -> Tensor:
         loss: Tensor = self.classification(self(batch["image"]), batch["tags"])
         self.log("train/loss", loss, prog_bar=True)
@@ -146,24 +164,43 @@ class CAM(L.LightningModule):
         curves = [metric.compute() for metric in self.seed_metrics[: len(self.trainer.num_val_batches)]]
         for metric in self.seed_metrics:
             metric.reset()
-        if not self.trainer.sanity_checking:
-            self.log_dict(self._scores(curves), prog_bar=True, sync_dist=True)
+        if curves and not self.trainer.sanity_checking:
+            names = list(getattr(self._data, "val_sets", ("train", "val")))[-len(curves) :]
+            self.log_dict(self._scores(dict(zip(names, curves, strict=True))), prog_bar=True, sync_dist=True)
 
-    def _scores(self, curves: list[SeedCurve]) -> dict[str, float]:
-        scored = curves[-1]
-        scores = {
-            "val/miou_oracle": float(scored.miou[scored.best]),
-            "threshold_oracle": THRESHOLDS[scored.best],
-        }
-        if len(curves) == 2:
-            self.threshold_index.fill_(curves[0].best)
-            scores["train/miou"] = float(curves[0].miou[curves[0].best])
-        scores["val/miou"] = float(scored.miou[self.threshold_index])
+    def _scores(self, curves: dict[str, SeedCurve]) -> dict[str, float]:
+        scores = {}
+        if "train" in curves:
+            chosen_on = curves["train"]
+            self.threshold_index.fill_(chosen_on.best)
+            scores["train/miou"] = float(chosen_on.miou[chosen_on.best])
+        if "val" in curves:
+            scored = curves["val"]
+            scores["val/miou"] = float(scored.miou[self.threshold_index])
+            scores["val/miou_oracle"] = float(scored.miou[scored.best])
+            scores["threshold_oracle"] = THRESHOLDS[scored.best]
         return scores | {"threshold": self.background_threshold}
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
-        """Names and masks (N, H, W) of a batch."""
-        return {"name": batch["name"], "mask": self.masks(self.seeds(batch["image"], batch["tags"]))}
+        """Names and masks (N, H, W) of a batch, of the size of its images."""
+        images = batch["image"]
+        tags = batch["tags"] if "tags" in batch else self.predicted_tags(images)
+        return {"name": batch["name"], "mask": self.masks(self.seeds(images, tags))}
+
+    @property
+    def _data(self) -> Any:
+        """The trainer's data module, if there is one."""
+        return None if self._trainer is None else getattr(self._trainer, "datamodule", None)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        names = getattr(self._data, "class_names", None)
+        if names is not None:
+            checkpoint["class_names"] = list(names)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        trained, given = checkpoint.get("class_names"), getattr(self._data, "class_names", None)
+        if trained is not None and given is not None and trained != list(given):
+            raise ValueError(f"the checkpoint is of the classes {trained}, the data of {list(given)}")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         groups = parameter_groups(self, self.heads, self.lr, self.weight_decay)

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from wsss_contrast.functional import resize, split_background
+from wsss_contrast.data import ViewTransform
+from wsss_contrast.functional import resize, split_background, valid_pixels, warp
 from wsss_contrast.losses import EquivariantCrossRegularization, EquivariantRegularization, MinPooling
 from wsss_contrast.nn import PixelCorrelationModule
 
@@ -23,15 +24,25 @@ class SEAM(CAM):
     Args:
         num_classes: K, foreground classes.
         view_size: side of the target view in pixels, to which the whole training crop is resized (PPC: 128 of 448).
+        view_flip: mirror the target view, every other time (PPC, Table 7).
+        view_degrees: rotate it by up to that many degrees. Pixels outside of the crop take no part in a loss.
+        view_translate: shift it by up to that many pixels of the crop.
         kwargs: see :class:`~wsss_contrast.modules.CAM`.
     """
 
-    def __init__(self, num_classes: int, view_size: int = 128, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        view_size: int = 128,
+        view_flip: bool = False,
+        view_degrees: float = 0.0,
+        view_translate: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(num_classes, **kwargs)
         self.save_hyperparameters()
-        if view_size < 1:
-            raise ValueError(f"`view_size` must be at least 1, got {view_size}")
-        self.view_size = view_size
+        self.view = ViewTransform(view_size, view_flip, view_degrees, view_translate)
+        self.view_matrix: Tensor | None = None  # of the last step's target view, for regularizers
         self.pcm = PixelCorrelationModule(self.backbone.low_channels)
         self.equivariant = EquivariantRegularization()
         self.equivariant_cross = EquivariantCrossRegularization()
@@ -45,28 +56,42 @@ class SEAM(CAM):
     def regularizer_taps(self) -> dict[str, Any]:
         return super().regularizer_taps | {"cams": "pcm", "background": 0}
 
-    def refined(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Raw maps (N, K, h, w) and refined maps (N, 1 + K, h, w), background first."""
+    def refined(self, images: Tensor, matrix: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Raw maps (N, K, h, w) and refined maps (N, 1 + K, h, w), background first.
+
+        ``matrix`` (N, 2, 3) is that of a moved view, whose pixels outside of the photo are left out.
+        """
         features, low = self.backbone(images)
         cams = self.classifier(self.dropout(features))
-        return cams, self.pcm(cams, images, low)
+        valid = None if matrix is None else valid_pixels(matrix, (cams.shape[-2], cams.shape[-1]))
+        return cams, self.pcm(cams, images, low, valid)
 
     def seed_maps(self, images: Tensor) -> Tensor:
         return split_background(self.refined(images)[1], 0)
 
+    def _at_image_size(self, images: Tensor, matrix: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        cams, refined = self.refined(images, matrix)
+        size = (images.shape[-2], images.shape[-1])
+        return resize(cams, size), resize(refined, size)
+
     def training_step(self, batch: dict[str, Any]) -> Tensor:
         images, tags = batch["image"], batch["tags"]
-        cams, refined = [], []
-        for view in (images, resize(images, (self.view_size, self.view_size))):
-            size = (view.shape[-2], view.shape[-1])
-            raw, spread = self.refined(view)
-            cams.append(resize(raw, size))
-            refined.append(resize(spread, size))
+        target, self.view_matrix = self.view(images)
+        source_cams, source_refined = self._at_image_size(images)
+        target_cams, target_refined = self._at_image_size(target, self.view_matrix)
+        size = (target.shape[-2], target.shape[-1])
+        valid = None if self.view_matrix is None else valid_pixels(self.view_matrix, size)
+        classification = self.classification(source_cams, tags) + self.classification(target_cams, tags, valid)
+        min_pooling = self.min_pooling(split_background(source_refined, 0), tags)
+        min_pooling = min_pooling + self.min_pooling(split_background(target_refined, 0), tags, valid)
+        if self.view_matrix is not None:
+            source_cams, _ = warp(source_cams, self.view_matrix, size)
+            source_refined, _ = warp(source_refined, self.view_matrix, size)
         losses = {
-            "classification": (self.classification(cams[0], tags) + self.classification(cams[1], tags)) / 2,
-            "min_pooling": sum(self.min_pooling(split_background(maps, 0), tags) for maps in refined) / 2,
-            "er": self.equivariant(cams[0], cams[1], tags),
-            "ecr": self.equivariant_cross(cams[0], refined[0], cams[1], refined[1], tags),
+            "classification": classification / 2,
+            "min_pooling": min_pooling / 2,
+            "er": self.equivariant(source_cams, target_cams, tags, valid),
+            "ecr": self.equivariant_cross(source_cams, source_refined, target_cams, target_refined, tags, valid),
         }
         self.log_dict({f"train/{name}": value for name, value in losses.items()})
         loss = sum(losses.values())

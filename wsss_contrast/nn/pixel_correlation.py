@@ -29,15 +29,16 @@ class PixelCorrelationModule(nn.Module):
             nn.init.kaiming_normal_(convolution.weight)
         nn.init.xavier_uniform_(self.embed.weight, gain=4)
 
-    def forward(self, cams: Tensor, images: Tensor, features: Sequence[Tensor]) -> Tensor:
+    def forward(self, cams: Tensor, images: Tensor, features: Sequence[Tensor], valid: Tensor | None = None) -> Tensor:
         """Refined maps (N, 1 + K, h, w) in [0, 1], background first.
 
         Args:
             cams: (N, K, h, w) raw foreground maps; they are constants here.
             images: (N, 3, H, W) normalised.
             features: two maps (N, in_channels[i], h_i, w_i).
+            valid: (N, h, w) bool, the pixels whose maps are spread; all by default.
         """
         size = (cams.shape[-2], cams.shape[-1])
         reduced = [reduce(resize(f.detach(), size)).relu() for reduce, f in zip(self.reduce, features, strict=True)]
         features_of_all = torch.cat([resize(images, size), *reduced], dim=1)
-        return pixel_correlation(correlation_input(cams), self.embed(features_of_all))
+        return pixel_correlation(correlation_input(cams, valid), self.embed(features_of_all), valid)

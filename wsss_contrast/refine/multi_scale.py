@@ -20,7 +20,7 @@ def merge_scales(maps: Sequence[Tensor], tags: Tensor, size: tuple[int, int]) ->
         size: height and width of the photo.
 
     Returns:
-        (N, K, H, W): tagged classes below 1, negative at their minimum; untagged classes -1 everywhere.
+        (N, K, H, W). Tagged classes are below 1, negative at their minimum; untagged classes are -1 everywhere.
 
     Raises:
         ValueError: no maps, or tags of another shape.
