@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from wsss_contrast import cli, comparison, demo
+from wsss_contrast.data import SHAPES_CLASSES, ShapesDataset, WSSSDataModule
 from wsss_contrast.modules import CAM
 from wsss_contrast.nn import backbone
 from wsss_contrast.pictures import voc_palette
@@ -187,6 +188,22 @@ def test_file_of_a_packaged_name_wins(folder: Path) -> None:
     assert cli._with_paths(["fit", "--config", "cam", "--config=cam"]) == ["fit", "--config", "cam", "--config=cam"]
 
 
+class Bare(WSSSDataModule):
+    """A data module of a user's own, without arguments."""
+
+    def __init__(self) -> None:
+        super().__init__(SHAPES_CLASSES, "train", "val", None, None, 32, (32, 40), 2, num_workers=0, seed=0)
+
+    def dataset(self, split: str, transform: object = None, with_mask: bool = False) -> ShapesDataset:
+        return ShapesDataset(split, size=32, length=2, transform=transform, with_mask=with_mask)
+
+
+def test_a_data_module_without_arguments(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {name: value for name, value in TINY.items() if not name.startswith("data.")}
+    wanted = ("fit", "--model", "CAM", "--data", f"{__name__}.Bare", "--trainer.fast_dev_run", "true")
+    run(monkeypatch, *wanted, **options)
+
+
 def test_unknown_configuration(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -230,6 +247,20 @@ def test_demo(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     calls.clear()
     run(monkeypatch, "demo", steps="1", images="2", out="out", seed="1")
     assert calls == ["CAM, seed 1", "SEAM, seed 1", "SEAM + PPC, seed 1"]
+
+
+def test_table_of_several_runs() -> None:
+    runs = [
+        {"train": t, "val": v, "val oracle": v, "threshold": 0.3, "train before CRF": t - 1, "train + CRF": t + 1}
+        for t, v in ((40.0, 30.0), (42.0, 34.0))
+    ]
+    shown = comparison.table({"one": runs, "two": [{**run, "train": run["train"] + 2} for run in runs]})
+    assert shown.splitlines() == [
+        "| method | train | val | val oracle | train + CRF | threshold | gain on train / val |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+        "| one | 41.0 ± 1.4 | 32.0 ± 2.8 | 32.0 ± 2.8 | 42.0 ± 1.4 (+2.0) | 0.30 ± 0.00 |  |",
+        "| two | 43.0 ± 1.4 | 32.0 ± 2.8 | 32.0 ± 2.8 | 42.0 ± 1.4 (+2.0) | 0.30 ± 0.00 | +2.0 / +0.0 |",
+    ]
 
 
 @pytest.mark.parametrize("option", ["steps", "images"])

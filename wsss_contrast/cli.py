@@ -35,10 +35,12 @@ class WSSSCommandLine(LightningCLI):
         given = _model_options(sys.argv[1:])
         if given:
             self.config = self.parser.parse_args([str(self.subcommand), *given], namespace=self.config, defaults=False)
+        if self.subcommand == "fit":
+            return
         # What a trained model scores or predicts is of the classes that it was trained on.
         config = self.config[self.subcommand]
-        chosen, path = config.data.init_args, config.ckpt_path
-        if self.subcommand != "fit" and "classes" in chosen and chosen.classes is None and Path(path or "").is_file():
+        chosen, path = config.data.get("init_args"), config.ckpt_path
+        if chosen and "classes" in chosen and chosen.classes is None and Path(path or "").is_file():
             chosen.classes = torch.load(path, map_location="cpu", weights_only=True).get("class_names")
 
     def before_fit(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import logging
@@ -49,8 +50,8 @@ def compare(
     """Train each method from the same seeds for the same steps, score its seeds, write ``table.md`` and ``sheet.png``.
 
     The result of a method and a seed is a file of its own in ``runs``. A rerun with the same settings and release of
-    this library takes it from there and says so; give ``settings`` whatever else a result depends on, or another
-    ``runs``.
+    this library takes it from there and says so, and says whether other code made it; give ``settings`` whatever else
+    a result depends on, or another ``runs``.
 
     Args:
         make_data: the data for a seed; its validation loaders are the split to choose the threshold on, and the split
@@ -60,14 +61,15 @@ def compare(
         steps: optimiser steps of each run.
         seeds: of weights, order and augmentation; the runs of a method.
         pictures: how many scored images the sheet shows, of the first seed.
-        crf_images: how many images of each split are scored after a dense CRF as well, spread evenly.
+        crf_images: how many images of each split are scored before and after a dense CRF as well, spread evenly.
         settings: what else the results depend on; results of other settings are made anew.
         runs: folder for the results, where tables share rows; by default ``out``.
         trainer_options: for Lightning's ``Trainer``.
 
     Returns:
-        For each method, a dict of each run: mIoU in percent on ``train``, ``val`` and ``val oracle``, and with a CRF
-        ``train + CRF`` and ``val + CRF``; the thresholds; seconds.
+        For each method, a dict of each run: mIoU in percent on ``train``, ``val`` and ``val oracle``, with a CRF
+        ``train + CRF`` and ``val + CRF``, and ``train before CRF`` and ``val before CRF`` on the same images; the
+        thresholds; seconds.
     """
     stems = {name: _file_name(name) for name in methods}
     if len(set(stems.values())) < len(stems):
@@ -79,12 +81,11 @@ def compare(
         data = make_data(seed)
         for name, method in methods.items():
             path = (runs or out) / f"{stems[name]}_{seed}.npz"
-            stored = _stored(path, key)
+            run = f"{name}, seed {seed}"
+            stored = _stored(run, path, key)
             if stored is None:
-                stored = _run(f"{name}, seed {seed}", method, data, steps, seed, pictures, crf_images, trainer_options)
+                stored = _run(run, method, data, steps, seed, pictures, crf_images, trainer_options)
                 _store(path, key, *stored)
-            else:
-                print(f"{name}, seed {seed}: taken from {path}", flush=True)
             results[name].append(stored[0])
             masks.setdefault(name, stored[1])
     write_atomically(table(results).encode(), out / "table.md")
@@ -94,20 +95,23 @@ def compare(
 
 def _store(path: Path, key: Mapping[str, Any], scores: Scores, masks: Masks) -> None:
     """One file with a run's scores, its pictures and what they depend on."""
-    about = json.dumps({"settings": key, "scores": scores})
+    about = json.dumps({"settings": key, "code": _code(), "scores": scores})
     file = io.BytesIO()
     np.savez_compressed(file, *masks, about=np.array(about))
     write_atomically(file.getvalue(), path)
 
 
-def _stored(path: Path, key: Mapping[str, Any]) -> tuple[Scores, Masks] | None:
+def _stored(run: str, path: Path, key: Mapping[str, Any]) -> tuple[Scores, Masks] | None:
     """A result of the same settings; ``None`` where there is none or it can't be read."""
     try:
         with np.load(path, allow_pickle=False) as file:
             about = json.loads(str(file["about"]))
             if about["settings"] != json.loads(json.dumps(key)):
                 return None
-            return about["scores"], [file[name] for name in file.files if name != "about"]
+            masks = [file[name] for name in file.files if name != "about"]
+            other = "" if about["code"] == _code() else ", which other code of this release made"
+            print(f"{run}: taken from {path}{other}", flush=True)
+            return about["scores"], masks
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
         return None
 
@@ -118,7 +122,8 @@ COLUMNS = ("train", "val", "val oracle", "train + CRF", "val + CRF", "threshold"
 def table(results: Mapping[str, Sequence[Scores]]) -> str:
     """A Markdown table of results, with the gain of each row over the one before.
 
-    Of several runs it gives the mean and the standard deviation.
+    Of several runs it gives the mean and the standard deviation. Behind a figure with CRF stands what the CRF gained on
+    the same images.
     """
     columns = [column for column in COLUMNS if all(column in run for runs in results.values() for run in runs)]
     lines = [
@@ -127,13 +132,17 @@ def table(results: Mapping[str, Sequence[Scores]]) -> str:
     ]
     last: dict[str, float] | None = None
     for name, runs in results.items():
-        means = {column: statistics.fmean(run[column] for run in runs) for column in columns}
+        means = {column: statistics.fmean(run[column] for run in runs) for column in runs[0]}
         gain = "" if last is None else f"{means['train'] - last['train']:+.1f} / {means['val'] - last['val']:+.1f}"
         cells = []
         for column in columns:
             digits = 2 if column == "threshold" else 1
-            spread = f" ± {statistics.stdev(run[column] for run in runs):.{digits}f}" if len(runs) > 1 else ""
-            cells.append(f"{means[column]:.{digits}f}{spread}")
+            cell = f"{means[column]:.{digits}f}"
+            if len(runs) > 1:
+                cell += f" ± {statistics.stdev(run[column] for run in runs):.{digits}f}"
+            if column.endswith(" + CRF"):
+                cell += f" ({means[column] - means[column.replace(' + ', ' before ')]:+.1f})"
+            cells.append(cell)
         lines.append(f"| {name} | {' | '.join(cells)} | {gain} |")
         last = means
     return "\n".join(lines) + "\n"
@@ -177,19 +186,23 @@ def _run(
     }
     if crf_images:
         print(f"{name}: dense CRF", flush=True)
+        module.to(scorer.strategy.root_device)
         for split, dataset in data.val_sets.items():
-            scores[f"{split} + CRF"] = 100 * _miou_after_crf(module, dataset, crf_images)
+            scores[f"{split} before CRF"], scores[f"{split} + CRF"] = _miou_of_crf(module, dataset, crf_images)
         scores["seconds CRF"] = time.perf_counter() - trained - scores["seconds scoring"]
     print(f"{name}: train {scores['train']:.1f}, val {scores['val']:.1f}", flush=True)
     return scores, [_mask(module, sample) for sample in _samples(data.val_set, pictures)]
 
 
-def _miou_after_crf(module: CAM, dataset: TaggedImageDataset, images: int) -> float:
-    miou = MulticlassJaccardIndex(len(dataset.class_names) + 1, ignore_index=255)
+def _miou_of_crf(module: CAM, dataset: TaggedImageDataset, images: int) -> tuple[float, float]:
+    """mIoU in percent of some images, before and after a dense CRF."""
+    before, after = (MulticlassJaccardIndex(len(dataset.class_names) + 1, ignore_index=255) for _ in range(2))
     for sample in _samples(dataset, images):
-        refined = dense_crf(denormalize(sample["image"]), _mask(module, sample))
-        miou.update(torch.from_numpy(refined)[None].long(), sample["mask"][None])
-    return float(miou.compute())
+        mask = _mask(module, sample)
+        refined = dense_crf(denormalize(sample["image"]), mask)
+        for miou, masks in ((before, mask), (after, refined)):
+            miou.update(torch.from_numpy(masks)[None].long(), sample["mask"][None])
+    return 100 * float(before.compute()), 100 * float(after.compute())
 
 
 def _samples(dataset: TaggedImageDataset, count: int) -> Iterator[dict[str, Any]]:
@@ -212,6 +225,14 @@ def _sheet(data: WSSSDataModule, masks: Mapping[str, Masks], pictures: int) -> I
         truth = sample["mask"].numpy().astype(np.uint8)
         rows.append([denormalize(sample["image"]), truth, *(of_method[i] for of_method in masks.values())])
     return picture_sheet(["photo", "ground truth", *masks], rows)
+
+
+def _code() -> str:
+    """A digest of the package's code."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _file_name(name: str) -> str:

@@ -51,7 +51,7 @@ def main(args: Sequence[str] | None = None) -> None:
         "weights": "offline",
         "scales": (1.0, 1.5),
         "dropout": 0.0,
-        "lr": 0.001,
+        "lr": 0.003,
     }
     results = compare(
         lambda seed: ShapesDataModule(val_length=options.images, seed=seed),

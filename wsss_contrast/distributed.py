@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -11,6 +13,20 @@ from torch import Tensor
 def world_size() -> int:
     """Number of processes, 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def step_generator(trainer: Any, seed: int, device: torch.device) -> torch.Generator:
+    """A generator for the random draws of a training step, keyed by seed, step and rank.
+
+    A resumed run draws what an undisturbed one draws, and no two ranks draw the same.
+
+    Args:
+        trainer: Lightning's ``Trainer``, in ``fit``.
+        seed: at least 0.
+        device: of the generator.
+    """
+    step = trainer.fit_loop.total_batch_idx * world_size() + trainer.global_rank
+    return torch.Generator(device=device).manual_seed((seed * 1_000_003 + step) % 2**63)
 
 
 def all_gather(x: Tensor) -> Tensor:

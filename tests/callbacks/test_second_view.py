@@ -147,6 +147,16 @@ def view_matrix_identity(images: int) -> Tensor:
     return torch.eye(2, 3).expand(images, 2, 3)
 
 
+def test_moving_the_view_of_a_host_that_forwards_two_is_refused() -> None:
+    with pytest.raises(ValueError, match="TwoView forwards two views itself"):
+        fit(TwoView(), ppc(view_flip=True), steps=1)
+
+
+def test_moved_views_train_in_half_precision() -> None:
+    spy = fit(OneView(norm=True), ppc(view_flip=True, view_degrees=20.0, view_translate=2.0), precision="bf16-true")
+    assert all(torch.isfinite(loss) for loss in spy.losses)
+
+
 def test_a_host_that_moves_its_second_view_says_so() -> None:
     class Moved(TwoView):
         def host_loss(self, batch: Any) -> Tensor:

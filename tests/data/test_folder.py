@@ -56,9 +56,9 @@ def test_sample_contract(root: Path) -> None:
     samples = {sample["name"]: sample for sample in data}
     assert samples.keys() == SIZES.keys()
     for name, sample in samples.items():
-        assert set(sample) == {"image", "tags", "name", "size"}
+        assert set(sample) == {"image", "tags", "name", "photo_size"}
         assert sample["image"].shape[1:] == SIZES[name]
-        assert tuple(sample["size"].tolist()) == SIZES[name]
+        assert tuple(sample["photo_size"].tolist()) == SIZES[name]
         assert sample["tags"].tolist() == [float(tag in TAGS[name].split()) for tag in ("cat", "dog")]
     with Image.open(root / "images" / "dog.2.png") as image:
         np.testing.assert_array_equal(denormalize(samples["dog.2"]["image"]), np.asarray(image))
@@ -76,7 +76,7 @@ def test_large_photos_are_reduced_and_small_ones_stay(root: Path) -> None:
     cat, dog = data
     assert cat["image"].shape[1:] == cat["mask"].shape == (33, 50)
     assert set(cat["mask"].unique().tolist()) <= {0, 1, 255}
-    assert cat["size"].tolist() == [40, 60]
+    assert cat["photo_size"].tolist() == [40, 60]
     assert dog["image"].shape[1:] == dog["mask"].shape == (50, 30)
 
 
@@ -95,7 +95,7 @@ def test_exif_orientation_is_applied(root: Path) -> None:
     Image.fromarray(np.zeros((30, 20), np.uint8)).save(root / "masks" / "cat 1.png")
     sample = FolderDataset(root, with_mask=True)[0]
     assert sample["image"].shape == (3, 30, 20)
-    assert sample["size"].tolist() == [30, 20]
+    assert sample["photo_size"].tolist() == [30, 20]
     picture = denormalize(sample["image"])
     assert picture[:13].min() > 230
     assert picture[17:].max() < 25
@@ -306,7 +306,7 @@ def test_loaders(root: Path) -> None:
     (scored,) = data.val_dataloader()
     assert [(b["name"][0], tuple(b["mask"].shape)) for b in scored] == [("cat 1", (1, 20, 30)), ("dog.2", (1, 30, 18))]
     predicted = list(data.predict_dataloader())
-    assert [b["size"].tolist() for b in predicted] == [[list(SIZES[b["name"][0]])] for b in predicted]
+    assert [b["photo_size"].tolist() for b in predicted] == [[list(SIZES[b["name"][0]])] for b in predicted]
     assert all("mask" not in b for b in predicted)
 
 
@@ -330,12 +330,12 @@ def test_prediction_needs_neither_tags_nor_good_masks(root: Path) -> None:
     data.setup("predict")
     batches = list(data.predict_dataloader())
     assert len(batches) == 4
-    assert all(set(batch) == {"image", "name", "size"} for batch in batches)
+    assert all(set(batch) == {"image", "name", "photo_size"} for batch in batches)
 
 
 def test_index_and_view(root: Path) -> None:
     data = FolderDataset(root, with_mask=True, seed=3)
-    assert data[-1]["size"].tolist() == [50, 30]
+    assert data[-1]["photo_size"].tolist() == [50, 30]
     with pytest.raises(IndexError):
         data[2]
     everything = data.view()
@@ -356,8 +356,42 @@ def test_photographs(animals: Path, tmp_path: Path) -> None:
     assert data.class_names == tags
     for sample in data:
         assert max(sample["image"].shape) == 160
-        assert sample["size"].max() == 320
+        assert sample["photo_size"].max() == 320
         assert sample["tags"].sum() >= 1
     # These masks have VOC's ids, which are not those of this folder.
     with pytest.raises(DataError, match=r"masks.*ids \[\d+.*are neither"):
         FolderDataset(tmp_path, with_mask=True)
+
+
+def test_tags_of_a_single_photo_are_pointed_out(root: Path) -> None:
+    write_tags(root, TAGS | {"empty": "catt"})
+    with pytest.warns(UserWarning, match=r"tags\.csv: tags of a single photo, are they meant\? catt"):
+        module(root)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        module(root, classes=["cat", "dog", "catt"])
+
+
+@pytest.mark.parametrize("tag", ["cat;dog", "cat|dog"])
+def test_tags_joined_by_another_sign_are_refused(root: Path, tag: str) -> None:
+    write_tags(root, TAGS | {"empty": tag})
+    with pytest.raises(DataError, match=r"tags\.csv: tags are separated by spaces, but there are.*" + re.escape(tag)):
+        module(root)
+
+
+def test_without_a_good_mask_skipping_goes_on_without_validation(root: Path) -> None:
+    for path in (root / "masks").iterdir():
+        path.unlink()
+    (root / "masks" / "notes.txt").write_text("to do")
+    data = module(root, on_error="skip")
+    with pytest.warns(UserWarning, match=r"notes\.txt"):
+        data.setup("fit")
+    assert len(data.train_set) == 4
+    assert data.val_dataloader() == []
+    with pytest.warns(UserWarning, match="left out"), pytest.raises(DataError, match="nothing to score"):
+        data.setup("validate")
+
+
+def test_masks_that_were_not_checked_are_not_given(root: Path) -> None:
+    with pytest.raises(ValueError, match="with_mask"):
+        FolderDataset(root).view(with_mask=True)

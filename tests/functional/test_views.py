@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from wsss_contrast import functional
+from wsss_contrast.data import ViewTransform
 from wsss_contrast.functional import resize, valid_pixels, view_matrix, warp
 
 SIZES = st.tuples(st.integers(2, 17), st.integers(2, 17))
@@ -112,6 +113,52 @@ def test_gradient_stays_inside_and_an_empty_batch_passes() -> None:
     assert empty.shape == (0, 2, 3, 3)
     assert valid.shape == (0, 3, 3)
     empty.sum().backward()
+
+
+def test_a_source_pixel_that_no_valid_pixel_reads_gets_no_gradient() -> None:
+    maps = torch.rand(1, 1, 6, 6, dtype=torch.float64, requires_grad=True)
+    moved, valid = warp(maps, matrix_of((6, 6), shift=(2, 0)), (6, 6))  # two columns leave the view
+    moved.sum().backward()
+    assert not valid[..., :2].any()
+    assert not maps.grad[..., 4:].any()
+    assert maps.grad[..., :4].all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_leaves_the_geometry_alone(dtype: torch.dtype) -> None:
+    photo = torch.rand(2, 3, 64, 96)
+    results = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", dtype, enabled=enabled):
+            view = ViewTransform(48, flip=True, degrees=20, translate=8)(photo, torch.Generator().manual_seed(0))
+            results.append([*view, *warp(photo, view.matrix, (12, 12)), valid_pixels(view.matrix, (12, 12))])
+    for without, with_autocast in zip(*results, strict=True):
+        assert torch.equal(without, with_autocast)
+
+
+def test_photos_in_half_precision_stay_so() -> None:
+    photo = torch.rand(2, 3, 64, 96).bfloat16()
+    view = ViewTransform(48, flip=True, degrees=20)(photo, torch.Generator().manual_seed(0))
+    assert view.images.dtype == torch.bfloat16
+    assert view.matrix.dtype == torch.float32
+
+
+@pytest.mark.parametrize("share", [0.29, 0.2, 1.0, 1 / 3])
+def test_all_valid_is_as_none_for_any_share(share: float) -> None:
+    maps = [torch.rand(2, c, 5, 5) for c in (3, 4, 3, 4)]
+    everywhere = torch.ones(2, 5, 5, dtype=torch.bool)
+    masked = functional.equivariant_cross_regularization(*maps, TAGS, share, everywhere)
+    torch.testing.assert_close(masked, functional.equivariant_cross_regularization(*maps, TAGS, share))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"size": 0}, "0"), ({"degrees": -1.0}, "-1.0"), ({"degrees": float("nan")}, "nan"), ({"translate": -2.0}, "-2.0"),
+     ({"translate": float("inf")}, "inf")],
+)  # fmt: skip
+def test_transforms_that_cannot_be(options: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ViewTransform(**options)
 
 
 def test_half_precision_maps_are_moved_in_single() -> None:

@@ -158,6 +158,29 @@ def test_a_moved_view_is_compared_where_both_views_see_the_photo() -> None:
         torch.testing.assert_close(logged[f"train/{name}"], value, msg=name)
 
 
+def test_moved_views_are_drawn_by_step_and_not_from_the_global_state(tmp_path: Path) -> None:
+    """So that a resumed run draws what an undisturbed one does."""
+    matrices: list[list[torch.Tensor]] = []
+    for disturbed in (False, True):
+        seen: list[torch.Tensor] = []
+
+        class Look(L.Callback):
+            def on_train_batch_end(
+                self, _: Any, module: SEAM, *args: Any, seen: Any = seen, by: Any = disturbed
+            ) -> None:
+                seen.append(module.view_matrix)
+                if by:
+                    torch.rand(3)
+
+        torch.manual_seed(0)
+        trainer(tmp_path, callbacks=[Look()]).fit(seam(view_flip=True, view_degrees=20.0), loader())
+        matrices.append(seen)
+    assert len(matrices[0]) == 2
+    assert not torch.equal(*matrices[0])
+    for undisturbed, disturbed_ in zip(*matrices, strict=True):
+        assert torch.equal(undisturbed, disturbed_)
+
+
 def test_refined_maps_of_a_moved_view_ignore_what_lies_outside() -> None:
     module, images = seam(dropout=0.0).eval(), batch()["image"]
     matrix = view_matrix((64, 64), torch.zeros(len(images)).bool(), torch.zeros(len(images)), torch.tensor([[24.0, 0]]))

@@ -119,3 +119,14 @@ def test_checkpoint_is_of_these_classes(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"classes \['a', 'b', 'c'\], the data of \['a', 'c', 'b'\]"):
         trainer(tmp_path).validate(cam(), datamodule=Data(["a", "c", "b"], "val"), ckpt_path=tmp_path / "last.ckpt")
     CAM.load_from_checkpoint(tmp_path / "last.ckpt", weights_only=True)  # without data there is nothing to compare
+
+
+@both
+def test_loaders_given_after_a_data_module_are_scored_at_the_threshold_kept(make: Any, tmp_path: Path) -> None:
+    module, host = make(), trainer(tmp_path)
+    host.fit(module, datamodule=Data(["a", "b", "c"], "train"))
+    kept = module.background_threshold
+    (scores,) = host.validate(module, DataLoader(RandomPhotos(seed=7), batch_size=2), verbose=False)
+    assert {"val/miou", "val/miou_oracle"} <= scores.keys()
+    assert "train/miou" not in scores
+    assert module.background_threshold == kept

@@ -18,10 +18,10 @@ class MaskWriter(BasePredictionWriter):
     """During ``predict``, writes each mask to ``out/NAME.png``, a palette PNG of class ids.
 
     The ids are those of the data set where the data module tells them (``mask_ids``: VOC's own ids for a choice of VOC
-    classes), else 0 for the background and 1 to K. Where the batch has ``size`` (N, 2), height and width of the photos
-    before they were reduced, masks are brought to that size; each pixel takes the id of its nearest. A file is written
-    under a temporary name and renamed, so one that is there is whole. ``Trainer.predict`` then returns nothing: the
-    masks of a data set need not stay in memory.
+    classes), else 0 for the background and 1 to K. Where the batch has ``photo_size`` (N, 2), height and width of the
+    photos before they were reduced, masks are brought to that size; each pixel takes the id of its nearest. A file is
+    written under a temporary name and renamed, so one that is there is whole. ``Trainer.predict`` then returns nothing:
+    the masks of a data set need not stay in memory.
 
     Args:
         out: folder for the masks; made where it is missing.
@@ -46,9 +46,8 @@ class MaskWriter(BasePredictionWriter):
     ) -> None:
         ids = getattr(getattr(trainer, "datamodule", None), "mask_ids", None)
         masks = prediction["mask"].cpu().numpy()
-        sizes = (
-            batch["size"].tolist() if isinstance(batch, dict) and "size" in batch else [mask.shape for mask in masks]
-        )
+        reduced = isinstance(batch, dict) and "photo_size" in batch
+        sizes = batch["photo_size"].tolist() if reduced else [mask.shape for mask in masks]
         for name, mask, (height, width) in zip(prediction["name"], masks, sizes, strict=True):
             if ids is not None:
                 mask = np.asarray(ids)[mask]

@@ -44,7 +44,7 @@ class PrototypeContrastCallback(RegularizerCallback):
         embedding_dim: D, width of the projector.
         lr_factor: rate of the projector over that of the tapped CAM layer.
         view_size: side of the second view in pixels, for a host that forwards one.
-        view_flip: mirror that view, every other time.
+        view_flip: mirror that view, every other time. Refused where the host forwards two views.
         view_degrees: rotate it by up to that many degrees. Pixels outside of the photo take no part in the loss.
         view_translate: shift it by up to that many pixels of the first view.
         loss: the contrast with settings of your own; its ``background`` must be ``None``, the callback takes the

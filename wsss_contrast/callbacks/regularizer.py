@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from wsss_contrast.data import ViewTransform
-from wsss_contrast.distributed import world_size
+from wsss_contrast.distributed import step_generator
 
 from .host import Host
 from .optimizers import join_optimizer
@@ -60,7 +60,7 @@ class RegularizerCallback(L.Callback):
         lr_factor: learning rate of the parts over that of the tapped CAM layer, for a host whose optimizer lists its
             parameters and so does not know them.
         view_size: side in pixels of the second view that is made for a host which forwards one.
-        view_flip: mirror it, every other time.
+        view_flip: mirror that view, every other time. Refused where the host forwards two views.
         view_degrees: rotate it by up to that many degrees.
         view_translate: shift it by up to that many pixels of the first view.
         name: names the parts, the logged terms and the checkpoint entry; unique among a trainer's regularizers.
@@ -320,9 +320,7 @@ class RegularizerCallback(L.Callback):
         """The sum of the terms after the host's own step. Called by ``Host``."""
         assert self.parts is not None
         tags, image_size = self._tags(batch), self._image_size(batch)
-        trainer = module.trainer
-        step = trainer.fit_loop.total_batch_idx * world_size() + trainer.global_rank
-        self.generator = torch.Generator(device=tags.device).manual_seed(self.seed * 1_000_003 + step)
+        self.generator = step_generator(module.trainer, self.seed, tags.device)
         if skipped:
             views, tags = [self._empty(tags)] * self.views, tags[:0]
         else:
@@ -339,6 +337,11 @@ class RegularizerCallback(L.Callback):
         self.recorder.keep_read()
         matrix = None
         if self.views == 2 and passes == 2:
+            if self.view.moves:
+                raise ValueError(
+                    f"{self.state_key}: {type(module).__name__} forwards two views itself; move the second there, not "
+                    "by the callback's `view_flip`, `view_degrees` and `view_translate`"
+                )
             views.append(self._view(1, image_size))
             matrix = getattr(module, "view_matrix", None)
         elif self.views == 2:

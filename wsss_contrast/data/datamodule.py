@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
-from wsss_contrast.data.base import Sample, TaggedImageDataset, check_class_names
+from wsss_contrast.data.base import DataError, Sample, TaggedImageDataset, check_class_names
 from wsss_contrast.data.samplers import EpochSampler, EvalSampler
 from wsss_contrast.data.shapes import SHAPES_CLASSES, ShapesDataset
 from wsss_contrast.data.transforms import train_transform
@@ -94,7 +94,7 @@ class WSSSDataModule(L.LightningDataModule, ABC):
     def train_dataloader(self) -> DataLoader[Sample]:
         sampler = EpochSampler(self.train_set, **self._processes(), seed=self.seed)
         if len(sampler) < self.batch_size:
-            raise ValueError(
+            raise DataError(
                 f"split {self.train_split!r} has {len(sampler)} images a process, "
                 f"fewer than one batch of {self.batch_size}; lower batch_size"
             )

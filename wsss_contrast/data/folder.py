@@ -3,6 +3,7 @@
 import copy
 import os
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -60,8 +61,8 @@ class FolderDataset(TaggedImageDataset):
 
     All files are read here once, and everything that is wrong is reported together.
 
-    A sample has, beside what :class:`TaggedImageDataset` says, ``size``: int64 (2,), height and width of the upright
-    photo, whatever the transform makes of it.
+    A sample has, beside what :class:`TaggedImageDataset` says, ``photo_size``: int64 (2,), height and width of
+    the upright photo, whatever the transform makes of it.
 
     Args:
         root: the folder.
@@ -97,7 +98,7 @@ class FolderDataset(TaggedImageDataset):
         super().__init__(folder_classes(self.root, classes), transform, with_mask, seed)
         self._checked = _check(self.root, self.class_names, with_mask, on_error)
         self.photos = self._of_view(with_mask)
-        if not self.photos:
+        if not self._checked or (not self.photos and on_error == "raise"):
             raise DataError(f"{self.root}: has no photo" + " with a mask" * with_mask)
 
     def view(
@@ -105,8 +106,11 @@ class FolderDataset(TaggedImageDataset):
     ) -> "FolderDataset":
         """Return the same photos under another transform, without another check.
 
-        ``with_mask`` needs a data set that was made with it: only then were the masks checked.
+        Raises:
+            ValueError: ``with_mask`` on a data set that was made without it: its masks were not checked.
         """
+        if with_mask and not self.with_mask:
+            raise ValueError(f"{self.root}: make the data set with `with_mask` to have its masks checked")
         other = copy.copy(self)
         TaggedImageDataset.__init__(other, self.class_names, transform, with_mask, self.seed)
         other.longest_side = longest_side
@@ -134,7 +138,7 @@ class FolderDataset(TaggedImageDataset):
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
         sample = super().__getitem__(key)
         index = key[1] if isinstance(key, tuple) else key
-        return sample | {"size": torch.tensor(self.photos[index].size)}
+        return sample | {"photo_size": torch.tensor(self.photos[index].size)}
 
 
 class FolderDataModule(WSSSDataModule):
@@ -198,13 +202,14 @@ class FolderDataModule(WSSSDataModule):
         if stage != "predict" and not tags.is_file():
             raise DataError(f"{tags}: no such tags file")
         scored = stage != "predict" and bool(_files(self.root / "masks"))
-        if stage == "validate" and not scored:
-            raise DataError(f"{self.root / 'masks'}: has no masks, so there is nothing to score")
         photos = self.dataset("images", with_mask=scored)
         names = enumerate(self.class_names, start=1)
         rank_zero_info(f"{self.root}: classes by id: " + ", ".join(f"{number} {name}" for number, name in names))
         if stage in ("fit", None):
             self.train_set = photos.view(train_transform(self.crop_size, self.resize_long))
+        scored = scored and len(photos) > 0  # "skip" may have left out all masks
+        if stage == "validate" and not scored:
+            raise DataError(f"{self.root / 'masks'}: has no masks, so there is nothing to score")
         self._scored = {"train": photos.view(with_mask=True, longest_side=self.longest_side)} if scored else {}
         if stage in ("predict", None):
             self.predict_set = photos.view(longest_side=self.longest_side)
@@ -224,9 +229,16 @@ def folder_classes(root: Path, classes: Sequence[str] | None) -> list[str]:
             raise DataError(f"{root}: no such folder")
         if not path.is_file():
             raise DataError(f"{path}: no such tags file; without it, `classes` must name the classes")
-        classes = sorted({tag for _, tags, _ in read_tags(path) for tag in tags})
-        if not classes:
+        counts = Counter(tag for _, tags, _ in read_tags(path) for tag in set(tags))
+        if not counts:
             raise DataError(f"{path}: has no tag")
+        classes = sorted(counts)
+        joined = [tag for tag in classes if any(sign in tag for sign in ',;|"\n')]
+        if joined:
+            raise DataError(f"{path}: tags are separated by spaces, but there are {some(joined, 10)}")
+        rare = [tag for tag in classes if counts[tag] == 1]
+        if rare:
+            rank_zero_warn(f"{path}: tags of a single photo, are they meant? {some(rare, 10)}")
     names = check_class_names(classes)
     if len(names) >= IGNORE:
         raise DataError(f"{root}: there are {len(names)} classes; a mask holds at most {IGNORE - 1}")

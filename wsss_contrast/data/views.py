@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -52,22 +53,27 @@ class ViewTransform:
     def __post_init__(self) -> None:
         if self.size < 1:
             raise ValueError(f"the view's size must be at least 1, got {self.size}")
-        if not 0 <= self.degrees <= 180:
+        if not 0 <= self.degrees <= 180:  # refuses NaN as well
             raise ValueError(f"the view's degrees must be in [0, 180], got {self.degrees}")
-        if self.translate < 0:
-            raise ValueError(f"the view's translation must be at least 0, got {self.translate}")
+        if not 0 <= self.translate < math.inf:
+            raise ValueError(f"the view's translation must be at least 0 and finite, got {self.translate}")
+
+    @property
+    def moves(self) -> bool:
+        """Whether the view is more than a resize."""
+        return bool(self.flip or self.degrees or self.translate)
 
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> View:
         """The second view of images (N, 3, H, W); ``generator`` may be on any device."""
         size = (self.size, self.size)
-        if not (self.flip or self.degrees or self.translate):
+        if not self.moves:
             return View(resize(images, size), None)
         device = images.device if generator is None else generator.device
-        draws = torch.rand((len(images), 4), generator=generator, device=device).to(images.device)
+        draws = torch.rand((len(images), 4), generator=generator, device=device, dtype=torch.float32).to(images.device)
         matrix = view_matrix(
             (images.shape[-2], images.shape[-1]),
             flip=(draws[:, 0] < 0.5) & self.flip,
             degrees=(2 * draws[:, 1] - 1) * self.degrees,
             shift=(2 * draws[:, 2:] - 1) * self.translate,
         )
-        return View(warp(images, matrix, size)[0], matrix)
+        return View(warp(images, matrix, size)[0].to(images.dtype), matrix)

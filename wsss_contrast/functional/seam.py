@@ -169,7 +169,7 @@ def _mean_of_largest(rows: Tensor, share: float, valid: Tensor | None) -> Tensor
     else:
         fixed = fixed.masked_fill(~valid, -math.inf)
         valid_count = valid.sum(dim=1, keepdim=True)
-        count = (valid_count * share).long().clamp_min(1).minimum(valid_count)
+        count = (valid_count.double() * share).long().clamp(1, most).minimum(valid_count)
     limit = fixed.topk(most, dim=1).values.gather(1, (count - 1).clamp_min(0))
     above, at = fixed > limit, fixed == limit
     room = count - above.sum(dim=1, keepdim=True)

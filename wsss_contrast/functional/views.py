@@ -39,7 +39,7 @@ def view_matrix(size: tuple[int, int], flip: Tensor, degrees: Tensor, shift: Ten
         torch.stack([-sin * half[0] / half[1], cos], dim=-1),
     ]
     inverse = torch.stack(rows, dim=1)
-    moved = -(inverse @ (shift / half)[..., None])
+    moved = -(inverse * (shift / half)[:, None]).sum(dim=2, keepdim=True)  # no `@`, which autocast would round
     return torch.cat([inverse, moved], dim=2)
 
 
@@ -62,10 +62,10 @@ def warp(maps: Tensor, matrix: Tensor, size: tuple[int, int]) -> tuple[Tensor, T
     maps = full_precision(maps)
     if maps.shape[0] == 0:  # an empty rank: `grid_sample` refuses an empty batch
         return maps.new_zeros(*maps.shape[:2], *size) + maps.sum(), valid_pixels(matrix, size)
-    grid = _grid(matrix.to(maps.dtype), size)
+    grid = _grid(matrix, size)
     valid = _inside(grid)
     # Border padding: a rounded coordinate just outside is the border's, not a mix with zero.
-    moved = F.grid_sample(maps, grid, mode="bilinear", padding_mode="border", align_corners=True)
+    moved = F.grid_sample(maps, grid.to(maps.dtype), mode="bilinear", padding_mode="border", align_corners=True)
     return moved * valid[:, None], valid
 
 
@@ -76,10 +76,11 @@ def valid_pixels(matrix: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _grid(matrix: Tensor, size: tuple[int, int]) -> Tensor:
     """Where each pixel looks (N, h, w, 2). A single row or column stands at -1, where :func:`resize` takes it from."""
-    # Not `F.affine_grid`, which puts a single pixel at 0.
+    # Not `F.affine_grid`, which puts a single pixel at 0; and no matrix product, which autocast would round.
+    matrix = full_precision(matrix)
     y, x = (torch.linspace(-1, 1, n, dtype=matrix.dtype, device=matrix.device) for n in size)
-    points = torch.stack([x.expand(size), y[:, None].expand(size), torch.ones_like(x).expand(size)], dim=-1)
-    return torch.einsum("hwk,nck->nhwc", points, matrix)
+    of_x, of_y, shift = matrix[:, None, None].unbind(dim=-1)
+    return of_x * x[:, None] + of_y * y[:, None, None] + shift
 
 
 def _inside(grid: Tensor) -> Tensor:

@@ -9,7 +9,9 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
+from wsss_contrast.data import DataError
 from wsss_contrast.functional import global_average_pool
 from wsss_contrast.losses import MultilabelSoftMargin
 from wsss_contrast.metrics import THRESHOLDS, SeedCurve, SeedMIoU
@@ -165,8 +167,17 @@ class CAM(L.LightningModule):
         for metric in self.seed_metrics:
             metric.reset()
         if curves and not self.trainer.sanity_checking:
-            names = list(getattr(self._data, "val_sets", ("train", "val")))[-len(curves) :]
-            self.log_dict(self._scores(dict(zip(names, curves, strict=True))), prog_bar=True, sync_dist=True)
+            scores = self._scores(dict(zip(self._scored(len(curves)), curves, strict=True)))
+            self.log_dict(scores, prog_bar=True, sync_dist=True)
+
+    def _scored(self, count: int) -> list[str]:
+        """What the validation loaders are of, ``train`` or ``val``."""
+        loaders = self.trainer.val_dataloaders
+        loaders = [loaders] if isinstance(loaders, DataLoader) else list(loaders or [])
+        # The trainer keeps a data module when loaders are given later, so its sets count only if they are loaded.
+        sets = getattr(self._data, "val_sets", {})
+        names = [name for loader in loaders for name, data in sets.items() if getattr(loader, "dataset", None) is data]
+        return names if len(names) == count else ["train", "val"][-count:]
 
     def _scores(self, curves: dict[str, SeedCurve]) -> dict[str, float]:
         scores = {}
@@ -200,7 +211,7 @@ class CAM(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         trained, given = checkpoint.get("class_names"), getattr(self._data, "class_names", None)
         if trained is not None and given is not None and trained != list(given):
-            raise ValueError(f"the checkpoint is of the classes {trained}, the data of {list(given)}")
+            raise DataError(f"the checkpoint is of the classes {trained}, the data of {list(given)}")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         groups = parameter_groups(self, self.heads, self.lr, self.weight_decay)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from wsss_contrast.data import ViewTransform
+from wsss_contrast.distributed import step_generator
 from wsss_contrast.functional import resize, split_background, valid_pixels, warp
 from wsss_contrast.losses import EquivariantCrossRegularization, EquivariantRegularization, MinPooling
 from wsss_contrast.nn import PixelCorrelationModule
@@ -76,7 +78,9 @@ class SEAM(CAM):
 
     def training_step(self, batch: dict[str, Any]) -> Tensor:
         images, tags = batch["image"], batch["tags"]
-        target, self.view_matrix = self.view(images)
+        trained = self._trainer is not None
+        draws = step_generator(self.trainer, torch.initial_seed(), images.device) if trained else None
+        target, self.view_matrix = self.view(images, draws)
         source_cams, source_refined = self._at_image_size(images)
         target_cams, target_refined = self._at_image_size(target, self.view_matrix)
         size = (target.shape[-2], target.shape[-1])
