@@ -33,7 +33,7 @@ def main(args: Sequence[str] | None = None) -> None:
         description="Train CAM, SEAM and SEAM + PPC from tags only on drawn pictures, and compare their seeds.",
     )
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for the table and the sheet")
-    parser.add_argument("--steps", type=int, default=120, help="optimiser steps of each method")
+    parser.add_argument("--steps", type=int, default=160, help="optimiser steps of each method")
     parser.add_argument("--seed", type=int, default=0, help="of pictures, weights, order and augmentation")
     parser.add_argument("--images", type=int, default=64, help="images that are scored, of each split")
     options = parser.parse_args(args)
@@ -51,7 +51,7 @@ def main(args: Sequence[str] | None = None) -> None:
         "weights": "offline",
         "scales": (1.0, 1.5),
         "dropout": 0.0,
-        "lr": 0.003,
+        "lr": 0.002,
     }
     results = compare(
         lambda seed: ShapesDataModule(val_length=options.images, seed=seed),
