@@ -1,4 +1,4 @@
-"""The collectives of the library. Each is a no-op without a process group."""
+"""What several processes share, or must not: the collectives, no-ops without a process group, and random draws."""
 
 from __future__ import annotations
 

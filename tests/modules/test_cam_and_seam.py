@@ -183,7 +183,7 @@ def test_moved_views_are_drawn_by_step_and_not_from_the_global_state(tmp_path: P
 
 def test_refined_maps_of_a_moved_view_ignore_what_lies_outside() -> None:
     module, images = seam(dropout=0.0).eval(), batch()["image"]
-    matrix = view_matrix((64, 64), torch.zeros(len(images)).bool(), torch.zeros(len(images)), torch.tensor([[24.0, 0]]))
+    matrix = view_matrix((64, 64), torch.zeros(1).bool(), torch.zeros(1), torch.tensor([[24.0, 0]]))
     matrix = matrix.expand(len(images), 2, 3)
     cams, refined = module.refined(images, matrix)
     valid = valid_pixels(matrix, (cams.shape[-2], cams.shape[-1]))

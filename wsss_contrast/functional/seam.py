@@ -28,7 +28,8 @@ def correlation_input(cams: Tensor, valid: Tensor | None = None) -> Tensor:
 
     Args:
         cams: (N, K, h, w) raw foreground maps.
-        valid: (N, h, w) bool, pixels that take part; all by default. The result is 0 at the others.
+        valid: (N, h, w) bool, pixels that take part; all by default. The result has no meaning at the others, which
+            :func:`pixel_correlation` leaves out.
 
     Returns:
         (N, 1 + K, h, w) in [0, 1]; the background is 1 - max over the foreground.
@@ -38,8 +39,6 @@ def correlation_input(cams: Tensor, valid: Tensor | None = None) -> Tensor:
         positive = positive * valid[:, None]
     foreground = (positive - EPS).relu() / (positive.amax(dim=(-2, -1), keepdim=True) + EPS)
     background = 1 - foreground.amax(dim=1, keepdim=True)
-    if valid is not None:
-        background = background * valid[:, None]
     return with_background(suppress_non_maximum(foreground), background)
 
 
@@ -123,10 +122,8 @@ def equivariant_cross_regularization(
     with_one = torch.cat([torch.ones_like(tags[:, :1]), tags], dim=1)
     targets = [_one_class_a_pixel(_tagged(cams.detach(), tags, size, valid)) for cams in (cams1, cams2)]
     refined = [_tagged(maps, with_one, size, valid) for maps in (refined1, refined2)]
-    return sum(
-        (_hardest((target - maps).abs(), ratio, valid) for target, maps in zip(targets[::-1], refined, strict=True)),
-        start=refined1.new_zeros(()),
-    )
+    first = _hardest((targets[1] - refined[0]).abs(), ratio, valid)
+    return first + _hardest((targets[0] - refined[1]).abs(), ratio, valid)
 
 
 def min_pooling(refined: Tensor, tags: Tensor, valid: Tensor | None = None) -> Tensor:

@@ -32,15 +32,14 @@ def view_matrix(size: tuple[int, int], flip: Tensor, degrees: Tensor, shift: Ten
     radians = torch.deg2rad(degrees)
     cos, sin = radians.cos(), radians.sin()
     sign = torch.where(flip, -1.0, 1.0).to(cos.dtype)
-    half = torch.tensor([max(size[1] - 1, 1) / 2, max(size[0] - 1, 1) / 2], dtype=cos.dtype, device=cos.device)
+    half_x, half_y = (max(side - 1, 1) / 2 for side in size[::-1])  # Python numbers: no copy to a device
     # Content moves by the map; a pixel looks where its content came from, which is the inverse.
-    rows = [
-        torch.stack([sign * cos, sign * sin * half[1] / half[0]], dim=-1),
-        torch.stack([-sin * half[0] / half[1], cos], dim=-1),
-    ]
-    inverse = torch.stack(rows, dim=1)
-    moved = -(inverse * (shift / half)[:, None]).sum(dim=2, keepdim=True)  # no `@`, which autocast would round
-    return torch.cat([inverse, moved], dim=2)
+    x_of_x, x_of_y = sign * cos, sign * sin * (half_y / half_x)
+    y_of_x, y_of_y = -sin * (half_x / half_y), cos
+    x, y = shift[:, 0] / half_x, shift[:, 1] / half_y
+    # No matrix product, which autocast would round.
+    rows = [x_of_x, x_of_y, -(x_of_x * x + x_of_y * y), y_of_x, y_of_y, -(y_of_x * x + y_of_y * y)]
+    return torch.stack(rows, dim=-1).view(-1, 2, 3)
 
 
 def warp(maps: Tensor, matrix: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
