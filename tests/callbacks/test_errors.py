@@ -260,6 +260,7 @@ def test_a_regularizer_of_features_alone_needs_their_width() -> None:
         ({"background": 1}, "`background` must be None, 0 or -1, got 1"),
         ({"layout": "CHW"}, "`layout` must be 'NCHW', 'NHWC' or 'NLC', got 'CHW'"),
         ({"lr_factor": 0.0}, r"`lr_factor` must be positive, got 0.0"),
+        ({"warmup_steps": -1}, "`warmup_steps` must not be negative, got -1"),
         ({"name": "not a name"}, "`name` must be a Python identifier, got 'not a name'"),
         ({"cams": None}, r"give all of the taps \['cams', 'features'\] or none, got \['features'\]"),
     ],

@@ -100,6 +100,21 @@ def test_the_terms_are_logged() -> None:
     torch.testing.assert_close(spy.losses[0], total)
 
 
+def test_the_terms_count_after_the_warm_up() -> None:
+    def weights(callbacks: Any) -> list[list[Tensor]]:
+        spy = Spy(lambda _, host: [p.detach().clone() for p in host.parameters()])
+        terms = Spy(lambda trainer, _: {name: float(v) for name, v in trainer.callback_metrics.items()})
+        fit(TwoView(), *callbacks, spy, terms, steps=3)
+        for logged in terms.looks if callbacks else []:
+            assert all(value > 0 for name, value in logged.items() if "contrast" in name)
+            assert sum("contrast" in name for name in logged) == 3
+        return spy.looks
+
+    bare, warmed = weights([]), weights([ppc(warmup_steps=2)])
+    for step, bitwise in enumerate((True, True, False)):
+        assert all(torch.equal(a, b) for a, b in zip(bare[step], warmed[step], strict=False)) is bitwise
+
+
 def test_gradients_reach_features_and_projector_but_not_the_maps() -> None:
     class Silent(TwoView):
         def host_loss(self, batch: Any) -> Tensor:

@@ -125,6 +125,42 @@ def test_seam_views_differ_in_size() -> None:
     assert sizes == [(64, 64), (32, 32)]
 
 
+def test_er_is_off_in_the_warm_up_and_nothing_else_is(tmp_path: Path) -> None:
+    losses: list[float] = []
+    terms: list[dict[str, float]] = []
+
+    class Watched(SEAM):
+        def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+            losses.append(float(outputs["loss"]))
+            logged = self.trainer.callback_metrics
+            names = ("classification", "min_pooling", "er", "ecr")
+            terms.append({name: float(logged[f"train/{name}"]) for name in names})
+
+    module = Watched(CLASSES, warmup_steps=2, **OPTIONS)
+    trainer(tmp_path, max_steps=3).fit(module, loader())
+    assert len(terms) == 3
+    for step, (loss, of_step) in enumerate(zip(losses, terms, strict=True)):
+        assert of_step["er"] > 0
+        on = of_step if step >= 2 else {**of_step, "er": 0.0}
+        assert loss == pytest.approx(sum(on.values()), rel=1e-5)
+
+
+def test_what_is_on_in_the_warm_up_does_not_reach_the_classifier() -> None:
+    module = seam(dropout=0.0, warmup_steps=1).eval()
+    module.log = module.log_dict = lambda *args, **kwargs: None
+    module.training_step(batch()).backward()
+    gradients = {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+    module.zero_grad()
+    data = batch()
+    small = F.interpolate(data["image"], (32, 32), mode="bilinear", align_corners=True)
+    both_views = [(module(data["image"]), (64, 64)), (module(small), (32, 32))]
+    sum(module.classification(resize(maps, size), data["tags"]) / 2 for maps, size in both_views).backward()
+    for name, parameter in module.named_parameters():
+        if not name.startswith("pcm."):
+            torch.testing.assert_close(gradients[name], parameter.grad, msg=name)
+    assert any(float(gradients[name].abs().sum()) > 0 for name in gradients if name.startswith("pcm."))
+
+
 def test_a_moved_view_is_compared_where_both_views_see_the_photo() -> None:
     options = {"view_flip": True, "view_degrees": 15.0, "view_translate": 8.0}
     module, data = seam(dropout=0.0, **options).eval(), batch()
@@ -382,7 +418,13 @@ def test_a_subclass_may_name_its_arguments_as_it_likes() -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"lr": -1.0}, "-1.0"), ({"scales": ()}, "scales"), ({"dropout": 1.0}, "1.0"), ({"view_size": 0}, "0")],
+    [
+        ({"lr": -1.0}, "-1.0"),
+        ({"scales": ()}, "scales"),
+        ({"dropout": 1.0}, "1.0"),
+        ({"view_size": 0}, "0"),
+        ({"warmup_steps": -1}, "-1"),
+    ],
 )
 def test_values_that_cannot_be(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):

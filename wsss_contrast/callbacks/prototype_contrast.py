@@ -47,6 +47,8 @@ class PrototypeContrastCallback(RegularizerCallback):
         view_flip: mirror that view, every other time. Refused where the host forwards two views.
         view_degrees: rotate it by up to that many degrees. Pixels outside of the photo take no part in the loss.
         view_translate: shift it by up to that many pixels of the first view.
+        warmup_steps: the terms are multiplied by 0 before that many optimiser steps. The paper has no warm-up and
+            trains for 10,000 steps; in a short run the first maps are no labels yet.
         loss: the contrast with settings of your own; its ``background`` must be ``None``, the callback takes the
             channel off.
         name: of the logged terms and the checkpoint entry.
@@ -68,6 +70,7 @@ class PrototypeContrastCallback(RegularizerCallback):
         view_flip: bool = False,
         view_degrees: float = 0.0,
         view_translate: float = 0.0,
+        warmup_steps: int = 0,
         loss: PrototypeContrast | None = None,
         name: str = "prototype_contrast",
         seed: int = 0,
@@ -84,6 +87,7 @@ class PrototypeContrastCallback(RegularizerCallback):
             view_flip=view_flip,
             view_degrees=view_degrees,
             view_translate=view_translate,
+            warmup_steps=warmup_steps,
             name=name,
             seed=seed,
         )

@@ -63,6 +63,7 @@ class RegularizerCallback(L.Callback):
         view_flip: mirror that view, every other time. Refused where the host forwards two views.
         view_degrees: rotate it by up to that many degrees.
         view_translate: shift it by up to that many pixels of the first view.
+        warmup_steps: the terms are multiplied by 0 before that many optimiser steps (they are logged as they are).
         name: names the parts, the logged terms and the checkpoint entry; unique among a trainer's regularizers.
         seed: of the random draws, which depend on the step and the rank, not on what was drawn before.
 
@@ -86,6 +87,7 @@ class RegularizerCallback(L.Callback):
         view_flip: bool = False,
         view_degrees: float = 0.0,
         view_translate: float = 0.0,
+        warmup_steps: int = 0,
         name: str = "regularizer",
         seed: int = 0,
     ) -> None:
@@ -96,6 +98,8 @@ class RegularizerCallback(L.Callback):
             raise ValueError(f"`background` must be None, 0 or -1, got {background}")
         if lr_factor <= 0:
             raise ValueError(f"`lr_factor` must be positive, got {lr_factor}")
+        if warmup_steps < 0:
+            raise ValueError(f"`warmup_steps` must not be negative, got {warmup_steps}")
         if not name.isidentifier():
             raise ValueError(f"`name` must be a Python identifier, got {name!r}")
         given = {label: tap for label, tap in taps.items() if tap is not None}
@@ -110,6 +114,7 @@ class RegularizerCallback(L.Callback):
         self.in_channels = in_channels
         self.lr_factor = lr_factor
         self.view = ViewTransform(view_size, view_flip, view_degrees, view_translate)
+        self.warmup_steps = warmup_steps
         self.generator: torch.Generator
         self.name = name
         self.seed = seed
@@ -329,7 +334,10 @@ class RegularizerCallback(L.Callback):
         module.log_dict(
             {f"train/{self.name}/{term}": value.detach() for term, value in terms.items()}, batch_size=max(len(tags), 1)
         )
-        return torch.stack(list(terms.values())).sum() if terms else tags.new_zeros((), dtype=torch.float32)
+        if not terms:
+            return tags.new_zeros((), dtype=torch.float32)
+        # Multiplied and not left out: every rank meets the others in the loss, and the parts are used in each step.
+        return torch.stack(list(terms.values())).sum() * float(module.trainer.global_step >= self.warmup_steps)
 
     def _views(self, module: L.LightningModule, batch: Any, image_size: tuple[int, int]) -> list[dict[str, Tensor]]:
         views = [self._view(0, image_size)]

@@ -23,12 +23,18 @@ class SEAM(CAM):
     1, at image resolution. Seeds are the refined maps. Arguments, batches and validation are those of
     :class:`~wsss_contrast.modules.CAM`.
 
+    ER compares maps that are scaled to a maximum of 1, so its gradient grows as the maps shrink: at the start it can
+    hold back a classifier that knows nothing yet. The papers train for 10,000 steps and more; a short run may need
+    ``warmup_steps``.
+
     Args:
         num_classes: K, foreground classes.
         view_size: side of the target view in pixels, to which the whole training crop is resized (PPC: 128 of 448).
         view_flip: mirror the target view, every other time (PPC, Table 7).
         view_degrees: rotate it by up to that many degrees. Pixels outside of the crop take no part in a loss.
         view_translate: shift it by up to that many pixels of the crop.
+        warmup_steps: ER is multiplied by 0 before that many optimiser steps. The other terms that SEAM adds train its
+            correlation module alone and are on from the start.
         kwargs: see :class:`~wsss_contrast.modules.CAM`.
     """
 
@@ -39,10 +45,14 @@ class SEAM(CAM):
         view_flip: bool = False,
         view_degrees: float = 0.0,
         view_translate: float = 0.0,
+        warmup_steps: int = 0,
         **kwargs: Any,
     ) -> None:
         super().__init__(num_classes, **kwargs)
         self.save_hyperparameters()
+        if warmup_steps < 0:
+            raise ValueError(f"`warmup_steps` must not be negative, got {warmup_steps}")
+        self.warmup_steps = warmup_steps
         self.view = ViewTransform(view_size, view_flip, view_degrees, view_translate)
         self.view_matrix: Tensor | None = None  # of the last step's target view, for regularizers
         self.pcm = PixelCorrelationModule(self.backbone.low_channels)
@@ -98,6 +108,7 @@ class SEAM(CAM):
             "ecr": self.equivariant_cross(source_cams, source_refined, target_cams, target_refined, tags, valid),
         }
         self.log_dict({f"train/{name}": value for name, value in losses.items()})
+        losses["er"] = losses["er"] * float(self.global_step >= self.warmup_steps)
         loss = sum(losses.values())
         assert isinstance(loss, Tensor)
         self.log("train/loss", loss, prog_bar=True)
