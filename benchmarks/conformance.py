@@ -16,6 +16,8 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +28,22 @@ from torch import Tensor, nn
 from wsss_contrast import functional, losses
 from wsss_contrast.metrics import SeedMIoU
 from wsss_contrast.modules import parameter_groups, poly_decay
-from wsss_contrast.refine import merge_scales, multi_scale_cams
+from wsss_contrast.refine import (
+    CRFSettings,
+    DenseCRF,
+    hard_unaries,
+    mean_field,
+    merge_scales,
+    multi_scale_cams,
+    pseudo_labels,
+    soft_unaries,
+)
 
 VALUE_TOLERANCE = 2e-5
 GRADIENT_TOLERANCE = 5e-5
 NOT_YET = (  # known files that nothing here claims, of the PPC folder and then of the CSRM folder
-    *("psa_*.pt", "irn_*.pt", "densecrf.pt", "resnet38d_contrast_fwd.pt"),
-    *("classification.pt", "label_onehot.pt", "pseudo_label.pt", "seg_ce.pt", "s2c.pt", "unsup.pt"),
+    *("psa_*.pt", "irn_*.pt", "resnet38d_contrast_fwd.pt"),
+    *("classification.pt", "label_onehot.pt", "seg_ce.pt", "s2c.pt", "unsup.pt"),
     *("entropy_masks.pt", "contrastive.pt", "memory_bank.pt", "train_step_e2e.pt", "classmix.pt"),
     *("puzzle.pt", "pnoc.pt", "sepl.pt", "schedules.pt", "heads.pt", "inference_tta.pt", "miou.pt"),
 )
@@ -392,6 +403,41 @@ def curve_file(reference: Any, folder: Path) -> Cases:
         case.values({"best": torch.tensor(curve.best)}, {"best": reference["curve"][:, -1].argmax()})
 
     return {"curve": check}
+
+
+@checks("densecrf.pt")
+def dense_crf_file(reference: Any, folder: Path) -> Cases:
+    """Names are UNARY_SXY_SRGB_tITERATIONS, where a label unary has its number of classes."""
+    photo, scores = reference["img"].numpy(), reference["prob"].numpy()
+
+    def check(case: Case) -> None:
+        kind, *numbers = case.name.removesuffix("_pairwiseEnergy").split("_")
+        settings: str | CRFSettings = "deeplab"
+        if kind != "deeplabv2":
+            sxy, srgb, iterations = (int(number.lstrip("t")) for number in numbers)
+            settings = CRFSettings((sxy, srgb, 10), iterations=iterations, rows_first=case.name.endswith("Energy"))
+        classes = int(kind.removeprefix("label")) if kind.startswith("label") else 0
+        unaries = hard_unaries(reference[kind].numpy(), classes, 0.7) if classes else soft_unaries(scores)
+        case.values({case.name: torch.from_numpy(mean_field(photo, unaries, settings))}, reference)
+
+    names = [name for name in reference if "_t" in name]
+    return dict.fromkeys(names, check if find_spec("pydensecrf") else "skipped: the extra `crf` is not installed")
+
+
+@checks("pseudo_label.pt")
+def pseudo_label_file(reference: Any, folder: Path) -> Cases:
+    def check(case: Case, values: Mapping[str, Any]) -> None:
+        tags, photos = values["image_labels"], values["image_uint8"].permute(0, 3, 1, 2)
+        low = functional.max_normalize(functional.mask_by_tags(values["cam_features"], tags))
+        cams = functional.resize(low, (photos.shape[-2], photos.shape[-1]))
+        case.values({"cam_norm_lowres": low, "cam_norm_upsampled": cams}, values)
+        thresholds = (values["delta_bg"], values["delta_fg"])
+        ours = {"mask_no_crf": pseudo_labels(photos, cams, tags, *thresholds)}
+        if find_spec("pydensecrf"):
+            ours["mask_with_crf"] = pseudo_labels(photos, cams, tags, *thresholds, refine=DenseCRF("csrm"))
+        case.values(ours, {name: values[name].long() for name in ours})
+
+    return {name: partial(check, values=values) for name, values in reference.items()}
 
 
 @checks("poly_sgd.pt")

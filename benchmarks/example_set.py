@@ -68,7 +68,7 @@ def report(module: CAM, pictures: ShapesDataset, sheet: Path | None) -> None:
         sample = pictures[index]
         image, tags = sample["image"][None], sample["tags"][None]
         precision.update(module(image).mean((2, 3)), tags.int())
-        seeds = module.masks(module.seeds(image, tags))[0].numpy()
+        seeds = module.masks(image, module.seeds(image, tags), tags)[0].numpy()
         _, mask, part = pictures.draw(index)
         body = (mask > 0) & ~part
         for name, where in (("head", part), ("body", body)):

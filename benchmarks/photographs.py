@@ -32,6 +32,18 @@ def data_root() -> Path:
     raise SystemExit("no photographs: set WSSS_DATA to the folder that holds `voc_animals`")
 
 
+def animals(train_split: str, crop_size: int, seed: int) -> VOCDataModule:
+    """The data of a run."""
+    return VOCDataModule(
+        str(data_root()),
+        train_split=train_split,
+        classes=ANIMALS,
+        crop_size=crop_size,
+        resize_long=(crop_size, crop_size * 768 // 448),  # 448 to 768 in the papers
+        seed=seed,
+    )
+
+
 def tables(crop_size: int, view_size: int, common: dict[str, Any]) -> dict[int, dict[str, Method]]:
     """The rows of each table. SEAM + PPC is the last step of Table 5, K = 32 in Table 6, the rescale in Table 7."""
 
@@ -96,19 +108,9 @@ def main() -> None:
     if unknown:
         raise SystemExit(f"unknown rows {sorted(unknown)}; there are {list(rows)}")
 
-    def make_data(seed: int) -> VOCDataModule:
-        return VOCDataModule(
-            str(data_root()),
-            train_split=args.train_split,
-            classes=ANIMALS,
-            crop_size=args.crop_size,
-            resize_long=(args.crop_size, args.crop_size * 768 // 448),  # 448 to 768 in the papers
-            seed=seed,
-        )
-
     depends_on = ("crop_size", "view_size", "output_stride", "train_split", "scales", "limit")
     results = compare(
-        make_data,
+        partial(animals, args.train_split, args.crop_size),
         {name: method for name, method in rows.items() if name in (args.rows or rows)},
         args.out / f"table{args.table}",
         args.steps,

@@ -1,6 +1,10 @@
 """The command line: packaged configurations, masks on disk, the demo, and errors that name what is wrong."""
 
+import json
+import multiprocessing
+import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -94,17 +98,75 @@ def test_fit_validate_predict(voc_root: Path, folder: Path, monkeypatch: pytest.
     assert "PrototypeContrastCallback[prototype_contrast]" in state["callbacks"]
     run(monkeypatch, "validate", "-c", "seam_ppc", "--ckpt_path", str(checkpoint), **options)
     run(monkeypatch, "predict", "-c", "seam_ppc", "--ckpt_path", str(checkpoint), **options, **{"masks.out": "masks"})
-    assert sorted(path.name for path in Path("masks").iterdir()) == ["a_1.png", "a_2.png", "a_3.png"]
-    for path in Path("masks").iterdir():
+    assert sorted(path.name for path in Path("masks").glob("*.png")) == ["a_1.png", "a_2.png", "a_3.png"]
+    for path in Path("masks").glob("*.png"):
         with Image.open(path) as mask, Image.open(voc_root / "JPEGImages" / f"{path.stem}.jpg") as photo:
             assert mask.size == photo.size
             assert mask.mode == "P"
             assert mask.getpalette()[:63] == voc_palette()[:63]
             assert np.asarray(mask).max() <= 20
+    check_predict(voc_root, monkeypatch, "-c", "seam_ppc", "--ckpt_path", str(checkpoint), **options)
+
+
+def check_predict(voc_root: Path, monkeypatch: pytest.MonkeyPatch, *args: str, **options: str) -> None:
+    """What can be asked of `predict` where there is a checkpoint, and masks of a first run in ``masks``."""
+
+    def predict(out: str, *more: str, **others: str) -> dict[str, bytes]:
+        run(monkeypatch, "predict", *args, *more, **options | others | {"masks.out": out})
+        return contents(out)
+
+    # A second run makes what is missing. Masks of other settings are not mixed with these.
+    first = contents("masks")
+    assert first.keys() == {"a_1.png", "a_2.png", "a_3.png", "made_by.json"}
+    assert refined_by("masks").startswith("PixelAdaptiveRefinement(")
+    Path("masks/a_2.png").unlink()
+    kept = Path("masks/a_1.png").stat().st_mtime_ns
+    assert predict("masks") == predict("masks") == first
+    assert Path("masks/a_1.png").stat().st_mtime_ns == kept
+    for name, more in {"settings": {"model.init_args.scales": "[0.5]"}, "refine": {"refine": "none"}}.items():
+        with pytest.raises(SystemExit, match=rf"^wsss-contrast: masks: has masks of another .*: {name};"):
+            predict("masks", **more)
+    assert contents("masks") == first
+
+    # Refiners.
+    plain = predict("plain", "--refine", "none")
+    assert refined_by("plain") == "None"
+    assert images_of(plain) != images_of(first)
+    Path("mine.yaml").write_text("refine: none\n")
+    assert predict("from a file", "--config=mine.yaml") == plain
+    with pytest.raises(SystemExit, match=r"^wsss-contrast: unknown refiner 'nonsense'; give none, par, crf"):
+        predict("nonsense", "--refine=nonsense")
+    assert not Path("nonsense").exists()
+
+    # Soft maps, and scores of what was written.
+    soft = predict("soft", **{"masks.soft": "true"})
+    assert soft.keys() == first.keys() | {"a_1.npz", "a_2.npz", "a_3.npz"}
+    assert images_of(soft) == images_of(first)
+    with np.load("soft/a_1.npz", allow_pickle=False) as file:
+        assert file["classes"].tolist() == [8, 15]
+        assert file["scores"].shape == (2, 40, 60)
+    cli.main(["evaluate", "soft", str(voc_root / "SegmentationClassAug"), "--out", "scores"])
+    scores = dict(line.split(",", 1) for line in Path("scores/scores.csv").read_text().splitlines())
+    assert {name for name, values in scores.items() if values != ",,"} == {
+        *("class", "background", "cat", "person", "dog", "aeroplane", "mean")
+    }
+
+
+def contents(folder: str) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+def images_of(files: dict[str, bytes]) -> dict[str, bytes]:
+    return {name: content for name, content in files.items() if name.endswith(".png")}
+
+
+def refined_by(folder: str) -> str:
+    name: str = json.loads((Path(folder) / "made_by.json").read_text())["refine"]
+    return name
 
 
 def seen_ids(folder: str) -> set[int]:
-    return {value for path in Path(folder).iterdir() for value in np.unique(np.asarray(Image.open(path))).tolist()}
+    return {value for path in Path(folder).glob("*.png") for value in np.unique(np.asarray(Image.open(path))).tolist()}
 
 
 def test_photos_without_masks(photos: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +186,7 @@ def test_photos_without_masks(photos: Path, folder: Path, monkeypatch: pytest.Mo
         **options,
         **{"masks.out": "tagged", "data.init_args.longest_side": "30"},
     )
-    sizes = {path.stem: Image.open(path).size[::-1] for path in Path("tagged").iterdir()}
+    sizes = {path.stem: Image.open(path).size[::-1] for path in Path("tagged").glob("*.png")}
     assert sizes == PHOTOS | {"fox": (60, 40)}  # upright
     assert not np.asarray(Image.open("tagged/none.png")).any()
     assert set(np.unique(np.asarray(Image.open("tagged/fox.png"))).tolist()) <= {0, 1}
@@ -161,10 +223,20 @@ def test_masks_have_the_ids_of_voc(voc_root: Path, folder: Path, monkeypatch: py
         **options,
         **{"trainer.max_epochs": "1", "trainer.check_val_every_n_epoch": "1"},
     )
-    monkeypatch.setattr(CAM, "masks", lambda self, seeds: torch.tensor([[[0, 1], [2, 3]]]))
+    monkeypatch.setattr(CAM, "masks", lambda self, *_: torch.tensor([[[0, 1], [2, 3]]]))
     run(monkeypatch, "predict", "--config=cam", **options, **{"ckpt_path": "runs/cam/last.ckpt", "masks.out": "masks"})
     with Image.open("masks/a_1.png") as mask:
         assert np.asarray(mask).tolist() == [[0, 15], [8, 12]]
+    monkeypatch.undo()
+    monkeypatch.chdir(folder)
+    if find_spec("pydensecrf") is not None:
+        monkeypatch.setattr(os, "cpu_count", lambda: 1)
+        crf = options | {"ckpt_path": "runs/cam/last.ckpt", "masks.out": "crf", "refine": "crf"}
+        run(monkeypatch, "predict", "--config=cam", **crf)
+        assert images_of(contents("crf")).keys() == {"a_1.png", "a_2.png", "a_3.png"}
+        assert refined_by("crf").startswith("DenseCRF(")
+        assert seen_ids("crf") <= {0, 15, 8, 12}
+        assert not multiprocessing.active_children()  # those of the CRF have ended
 
 
 def test_last_epoch_must_be_validated(voc_root: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

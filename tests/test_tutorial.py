@@ -43,7 +43,7 @@ def test_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert trained["class_names"] == sorted(data.SHAPES_CLASSES)
     assert int(trained["state_dict"]["threshold_index"]) != 20  # chosen on the masks
     for folder in ("masks", "new_masks"):
-        written = sorted(Path(folder).iterdir())
+        written = sorted(Path(folder).glob("*.png"))
         assert [path.stem for path in written] == sorted(path.stem for path in Path("my_photos/images").iterdir())
         for path in written:
             with Image.open(path) as mask:

@@ -1,4 +1,4 @@
-"""The command line: ``wsss-contrast fit | validate | predict | demo``."""
+"""The command line: ``wsss-contrast fit | validate | predict | evaluate | demo``."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from pathlib import Path
 import torch
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from wsss_contrast import __version__, callbacks, data, demo, modules
+from wsss_contrast import __version__, callbacks, data, demo, evaluation, modules
+from wsss_contrast.refine import refiner
 
 DESCRIPTION = """Weakly supervised semantic segmentation: masks from image tags.
 
-`wsss-contrast demo` trains and compares three methods on pictures that the package draws. The other commands take a
-configuration, by path or by the name of one of the package's: {names}."""
+`wsss-contrast demo` trains and compares three methods on pictures that the package draws. `wsss-contrast evaluate`
+scores a folder of masks. The other commands take a configuration, by path or by the name of one of the package's:
+{names}."""
 
 
 class WSSSCommandLine(LightningCLI):
@@ -29,6 +31,12 @@ class WSSSCommandLine(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
         parser.add_lightning_class_args(callbacks.MaskWriter, "masks")
+        parser.add_argument(
+            "--refine",
+            default="par",
+            help="refines the masks of `predict`: none, par (pixel-adaptive refinement), crf (dense CRF), "
+            "crf:SETTINGS, or package.module.Name (a refiner of your own)",
+        )
 
     def before_instantiate_classes(self) -> None:
         # By now Lightning has taken the model's options from the checkpoint, also over those of the command line.
@@ -57,6 +65,15 @@ class WSSSCommandLine(LightningCLI):
 
     def before_predict(self) -> None:
         self._need_checkpoint()
+        try:
+            self.model.refine = refiner(self.config["predict"]["refine"])
+        except (ImportError, ValueError) as error:
+            sys.exit(f"wsss-contrast: {error}")
+
+    def after_predict(self) -> None:
+        close = getattr(self.model.refine, "close", None)
+        if close is not None:
+            close()
 
     def _need_checkpoint(self) -> None:
         if self.config[self.subcommand]["ckpt_path"] is None:
@@ -68,6 +85,9 @@ def main(args: Sequence[str] | None = None) -> None:
     given = sys.argv[1:] if args is None else list(args)
     if given[:1] == ["demo"]:
         demo.main(given[1:])
+        return
+    if given[:1] == ["evaluate"]:
+        evaluation.main(given[1:])
         return
     if given[:1] == ["--version"]:
         print(__version__)
@@ -84,7 +104,7 @@ def main(args: Sequence[str] | None = None) -> None:
             parser_kwargs={"description": DESCRIPTION.format(names=", ".join(packaged_configs()))},
             save_config_kwargs={"overwrite": True},
         )
-    except (data.DataError, callbacks.TapError, callbacks.OptimizerError, FileNotFoundError) as error:
+    except (data.DataError, callbacks.TapError, callbacks.OptimizerError, FileNotFoundError, FileExistsError) as error:
         sys.exit(f"wsss-contrast: {error}")
     except ValueError as error:
         if not isinstance(error.__cause__, data.DataError):  # jsonargparse wraps what a constructor raises

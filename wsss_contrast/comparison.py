@@ -23,10 +23,10 @@ from PIL import Image
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from wsss_contrast import __version__
-from wsss_contrast.data import TaggedImageDataset, WSSSDataModule, denormalize
+from wsss_contrast.data import TaggedImageDataset, WSSSDataModule, as_photos, denormalize
 from wsss_contrast.modules import CAM
 from wsss_contrast.pictures import picture_sheet, png, write_atomically
-from wsss_contrast.refine import dense_crf
+from wsss_contrast.refine import DenseCRF, pseudo_labels
 
 Method = Callable[[], tuple[CAM, list[L.Callback]]]
 """Makes a module and the callbacks to train it with."""
@@ -148,6 +148,22 @@ def table(results: Mapping[str, Sequence[Scores]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+_QUIET: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+
+
+def train(method: Method, data: WSSSDataModule, steps: int, seed: int, **options: Any) -> CAM:
+    """Train a method as :func:`compare` does."""
+    L.seed_everything(seed, verbose=False)
+    module, callbacks = method()
+    module.to(memory_format=torch.channels_last)  # half the time on a CPU
+    unscored = {"limit_val_batches": 0, "num_sanity_val_steps": 0}
+    with _quietly():
+        L.Trainer(max_steps=steps, callbacks=callbacks, **{**_QUIET, **options, **unscored}).fit(
+            module, datamodule=data
+        )
+    return module
+
+
 def _run(
     name: str,
     method: Method,
@@ -158,22 +174,13 @@ def _run(
     crf_images: int,
     options: Mapping[str, Any],
 ) -> tuple[Scores, Masks]:
-    L.seed_everything(seed, verbose=False)
-    module, callbacks = method()
-    module.to(memory_format=torch.channels_last)  # half the time on a CPU
-    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+    print(f"{name}: training", flush=True)
+    began = time.perf_counter()
+    module = train(method, data, steps, seed, **options)
+    trained = time.perf_counter()
     with _quietly():
-        trainer = L.Trainer(
-            max_steps=steps,
-            callbacks=callbacks,
-            **{**quiet, **options, "limit_val_batches": 0, "num_sanity_val_steps": 0},
-        )
-        print(f"{name}: training", flush=True)
-        began = time.perf_counter()
-        trainer.fit(module, datamodule=data)
-        trained = time.perf_counter()
         print(f"{name}: scoring", flush=True)
-        scorer = L.Trainer(**quiet, **options)
+        scorer = L.Trainer(**_QUIET, **options)
         scored = scorer.validate(module, datamodule=data, verbose=False)[0]
     scores = {
         "train": 100 * scored["train/miou"],
@@ -197,11 +204,13 @@ def _run(
 def _miou_of_crf(module: CAM, dataset: TaggedImageDataset, images: int) -> tuple[float, float]:
     """mIoU in percent of some images, before and after a dense CRF."""
     before, after = (MulticlassJaccardIndex(len(dataset.class_names) + 1, ignore_index=255) for _ in range(2))
+    crf = DenseCRF()
     for sample in _samples(dataset, images):
-        mask = _mask(module, sample)
-        refined = dense_crf(denormalize(sample["image"]), mask)
-        for miou, masks in ((before, mask), (after, refined)):
-            miou.update(torch.from_numpy(masks)[None].long(), sample["mask"][None])
+        image, tags = (sample[key][None].to(module.device) for key in ("image", "tags"))
+        seeds = module.eval().seeds(image, tags)
+        for miou, refine in ((before, None), (after, crf)):
+            labels = pseudo_labels(as_photos(image), seeds, tags, module.background_threshold, refine=refine)
+            miou.update(labels.cpu(), sample["mask"][None])
     return 100 * float(before.compute()), 100 * float(after.compute())
 
 
@@ -215,7 +224,8 @@ def _samples(dataset: TaggedImageDataset, count: int) -> Iterator[dict[str, Any]
 def _mask(module: CAM, sample: Mapping[str, Any]) -> NDArray[np.uint8]:
     module.eval()
     image, tags = (sample[key][None].to(module.device) for key in ("image", "tags"))
-    return module.masks(module.seeds(image, tags))[0].cpu().numpy().astype(np.uint8)
+    masks = module.masks(image, module.seeds(image, tags), tags)
+    return masks[0].cpu().numpy().astype(np.uint8)
 
 
 def _sheet(data: WSSSDataModule, masks: Mapping[str, Masks], pictures: int) -> Image.Image:

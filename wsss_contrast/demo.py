@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import lightning as L
+
 from wsss_contrast.callbacks import PrototypeContrastCallback
 from wsss_contrast.comparison import Method, compare, table
 from wsss_contrast.data import SHAPES_CLASSES, ShapesDataModule
@@ -17,12 +19,16 @@ VIEW_SIZE = 96
 """Side of SEAM's target view. At half of a crop the maps are too coarse (4 x 4) for the classifier to learn."""
 
 
-def methods(**common: Any) -> dict[str, Method]:
-    """CAM, SEAM, and SEAM with pixel-to-prototype contrast."""
+def methods(warmup_steps: int, **common: Any) -> dict[str, Method]:
+    """CAM, SEAM, and SEAM with pixel-to-prototype contrast, whose terms count after the warm-up."""
+
+    def seam(*callbacks: PrototypeContrastCallback) -> tuple[CAM, list[L.Callback]]:
+        return SEAM(view_size=VIEW_SIZE, warmup_steps=warmup_steps, **common), list(callbacks)
+
     return {
         "CAM": lambda: (CAM(**common), []),
-        "SEAM": lambda: (SEAM(view_size=VIEW_SIZE, **common), []),
-        "SEAM + PPC": lambda: (SEAM(view_size=VIEW_SIZE, **common), [PrototypeContrastCallback()]),
+        "SEAM": seam,
+        "SEAM + PPC": lambda: seam(PrototypeContrastCallback(warmup_steps=warmup_steps)),
     }
 
 
@@ -55,7 +61,7 @@ def main(args: Sequence[str] | None = None) -> None:
     }
     results = compare(
         lambda seed: ShapesDataModule(val_length=options.images, seed=seed),
-        methods(**common),
+        methods(options.steps * 3 // 8, **common),
         options.out,
         options.steps,
         [options.seed],

@@ -68,6 +68,27 @@ def test_range_of_normalized_maps() -> None:
     assert (W.normalize_cams(torch.zeros(1, 1, 2, 2)) == 0).all()
 
 
+def literal_max_normalize(maps: Tensor) -> Tensor:
+    values = []
+    for of_class in maps.flatten(0, 1):
+        high = max(max(value.item(), 0.0) for value in of_class.flatten())
+        values += [max(value.item(), 0.0) / (high + 1e-5) for value in of_class.flatten()]
+    return torch.tensor(values, dtype=torch.float64).reshape(maps.shape)
+
+
+@pytest.mark.parametrize("scale", [1e-5, 1.0, 300.0])
+def test_max_normalize(scale: float) -> None:
+    maps = normal(15, 2, 3, 4, 5) * scale
+    maps[0, 1] = -maps[0, 1].abs()
+    maps[1, 2] = 0
+    normalized = W.max_normalize(maps)
+    torch.testing.assert_close(normalized, literal_max_normalize(maps))
+    assert normalized.min() == 0
+    assert normalized.max() < 1
+    assert (normalized[0, 1] == 0).all()
+    assert (normalized[1, 2] == 0).all()
+
+
 def test_mask_by_tags() -> None:
     maps = normal(9, 2, 3, 4, 4)
     for kind in (torch.bool, torch.uint8, torch.int64, torch.float32):
@@ -94,6 +115,7 @@ def test_half_precision_is_raised_to_float32(half: torch.dtype) -> None:
     assert W.full_precision(maps).dtype == torch.float32
     assert W.full_precision(maps.double()).dtype == torch.float64
     assert torch.equal(W.normalize_cams(maps), W.normalize_cams(maps.float()))
+    assert torch.equal(W.max_normalize(maps), W.max_normalize(maps.float()))
 
 
 def test_gradcheck() -> None:
@@ -101,6 +123,7 @@ def test_gradcheck() -> None:
     tags = torch.tensor([[1, 0], [1, 1]])
     assert torch.autograd.gradcheck(W.normalize_cams, maps)
     assert torch.autograd.gradcheck(lambda x: W.normalize_cams(x, signed=True), maps)
+    assert torch.autograd.gradcheck(W.max_normalize, maps)
     assert torch.autograd.gradcheck(lambda x: W.resize(x, (2, 5)), maps)
     assert torch.autograd.gradcheck(lambda x: W.mask_by_tags(x, tags), maps)
     assert torch.autograd.gradcheck(W.with_background, (maps, background))

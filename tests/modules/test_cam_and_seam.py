@@ -67,7 +67,8 @@ def test_masks_apply_the_threshold_as_the_metric_does() -> None:
     module = cam()
     module.threshold_index.fill_(50)
     seeds = torch.tensor([[[[0.4, 0.5, 0.6, 0.9]], [[0.1, 0.5, 0.6, 0.95]], [[-1.0, -1.0, -1.0, -1.0]]]])
-    assert module.masks(seeds).tolist() == [[[0, 0, 1, 2]]]
+    tags = torch.tensor([[1.0, 1.0, 0.0]])
+    assert module.masks(torch.zeros(1, 3, 1, 4), seeds, tags).tolist() == [[[0, 0, 1, 2]]]
 
 
 @both

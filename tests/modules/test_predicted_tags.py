@@ -60,7 +60,8 @@ def test_photos_without_tags_get_those_of_the_classifier(make: Any, tmp_path: Pa
     outputs = trainer(tmp_path).predict(module, DataLoader(Untagged(), batch_size=2))
     masks = torch.cat([output["mask"] for output in outputs])
     images = RandomPhotos().images
-    expected = module.masks(module.seeds(images, torch.tensor([[0.0, 1.0, 1.0]]).expand(4, -1)))
+    tags = torch.tensor([[0.0, 1.0, 1.0]]).expand(4, -1)
+    expected = module.masks(images, module.seeds(images, tags), tags)
     assert torch.equal(masks, expected)
     assert set(masks.unique().tolist()) - {0}
 

@@ -1,61 +1,180 @@
-"""The dense CRF on hard labels: what it must do on a photo of two flat colours."""
+"""The dense CRF on a photo of two flat colours, and in processes. Recorded values: tests/test_conformance.py."""
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from wsss_contrast.refine import dense_crf
+from wsss_contrast.refine import CRF_SETTINGS, CRFSettings, DenseCRF, hard_unaries, mean_field, soft_unaries
+from wsss_contrast.refine.processes import ProcessPool
+
+needs_crf = pytest.mark.skipif(find_spec("pydensecrf") is None, reason="the extra `crf` is not installed")
 
 
-@pytest.fixture
-def photo() -> np.ndarray:
+def photo(height: int = 24) -> np.ndarray:
     """Dark on the left, bright on the right."""
-    image = np.full((24, 32, 3), 40, np.uint8)
+    image = np.full((height, 32, 3), 40, np.uint8)
     image[:, 16:] = 200
     return image
 
 
-def test_the_border_moves_to_that_of_the_photo(photo: np.ndarray) -> None:
-    pytest.importorskip("pydensecrf", reason="the extra `crf` is not installed")
-    labels = np.zeros((24, 32), np.uint8)
-    labels[:, 18:] = 7  # two columns too late
-    labels[0, 0] = 255
-    refined = dense_crf(photo, labels)
-    assert refined.dtype == np.uint8
-    assert (refined[:, :16] == 0).all()
-    assert (refined[:, 16:] == 7).all()
-    assert (labels[:, 16:18] == 0).all()  # the argument is as it was
+def late(classes: int = 3, at: int = 18, height: int = 24) -> np.ndarray:
+    """Scores of the background on the left and of class 1 on the right; the border is two columns too late."""
+    scores = np.full((classes, height, 32), 0.1, np.float32)
+    scores[0, :, :at] = scores[1, :, at:] = 0.8
+    return scores
 
 
-def test_a_mask_of_one_class_stays(photo: np.ndarray) -> None:
-    pytest.importorskip("pydensecrf", reason="the extra `crf` is not installed")
-    labels = np.full((24, 32), 3, np.uint8)
-    labels[2, 2] = 255
-    assert np.array_equal(dense_crf(photo, labels), labels)
+PRESENT = np.array([True, True, False])
 
 
-def test_reading_only_arrays_and_more_classes_pass(photo: np.ndarray) -> None:
-    pytest.importorskip("pydensecrf", reason="the extra `crf` is not installed")
-    photo.flags.writeable = False
-    labels = np.repeat(np.array([0, 5, 20, 254], np.uint8), 8)[None].repeat(24, axis=0)
-    assert set(np.unique(dense_crf(photo, labels))) <= {0, 5, 20, 254}
+@needs_crf
+@pytest.mark.parametrize("name", [name for name in CRF_SETTINGS if name != "seam_segmenter"])  # a single step
+def test_the_border_moves_to_that_of_the_photo(name: str) -> None:
+    scores = late()
+    (refined,) = DenseCRF(name).stream([(photo(), scores, PRESENT)])
+    assert refined.dtype == np.float32
+    assert refined.shape == scores.shape
+    best = refined.argmax(axis=0)
+    assert (best[:, :16] == 0).all()
+    assert (best[:, 16:] == 1).all()
+    assert (refined[2] == 0).all()  # an absent class
+    np.testing.assert_allclose(refined.sum(axis=0), 1, atol=1e-4)
+    assert np.array_equal(scores, late())  # the argument is as it was
 
 
-def test_bad_input_is_named(photo: np.ndarray) -> None:
-    pytest.importorskip("pydensecrf", reason="the extra `crf` is not installed")
-    labels = np.zeros((24, 32), np.uint8)
-    with pytest.raises(ValueError, match=r"image.*float64"):
-        dense_crf(photo.astype(float), labels)
-    with pytest.raises(ValueError, match=r"\(24, 31\).*\(24, 32, 3\)"):
-        dense_crf(photo, labels[:, 1:])
+@needs_crf
+def test_absent_classes_take_no_part() -> None:
+    """Not even in how the rest of the confidence is shared."""
+    (of_three,) = DenseCRF().stream([(photo(), late(3), PRESENT)])
+    (of_two,) = DenseCRF().stream([(photo(), late(2), PRESENT[:2])])
+    assert np.array_equal(of_three[:2], of_two)
+    (of_all,) = DenseCRF().stream([(photo(), late(3), np.ones(3, bool))])
+    assert not np.array_equal(of_all[:2], of_two)
+
+
+@needs_crf
+def test_a_photo_without_tags_is_background() -> None:
+    (refined,) = DenseCRF().stream([(photo(), late(), np.array([True, False, False]))])
+    assert (refined[0] == 1).all()
+    assert (refined[1:] == 0).all()
+
+
+@needs_crf
+def test_batches_of_tensors() -> None:
+    photos = torch.from_numpy(np.stack([photo(), photo()[:, ::-1]])).permute(0, 3, 1, 2)
+    scores = torch.from_numpy(np.stack([late(), late()[..., ::-1]]))
+    refined = DenseCRF()(photos, scores, torch.from_numpy(np.stack([PRESENT, PRESENT])))
+    assert refined.shape == scores.shape
+    torch.testing.assert_close(refined[0], refined[1].flip(-1), atol=2e-2, rtol=0)  # the lattice is not symmetric
+    assert torch.equal(refined[0].argmax(0) == 1, torch.arange(32).expand(24, -1) >= 16)
+
+
+def test_unaries() -> None:
+    scores = np.array([[[0.5, 0.0]], [[2.0, 1e-9]]], np.float32)
+    np.testing.assert_allclose(soft_unaries(scores), -np.log([[[0.5, 1e-5]], [[2.0, 1e-5]]]), rtol=1e-6)
+    hard = hard_unaries(np.array([[0, 2]]), 3, 0.7)
+    np.testing.assert_allclose(np.exp(-hard[:, 0]).T, [[0.7, 0.15, 0.15], [0.15, 0.15, 0.7]], rtol=1e-6)
+
+
+@needs_crf
+def test_bad_input_is_named() -> None:
+    unaries = soft_unaries(late())
+    with pytest.raises(ValueError, match=r"photo.*float64"):
+        mean_field(photo().astype(float), unaries)
+    with pytest.raises(ValueError, match=r"\(3, 24, 31\).*\(24, 32, 3\)"):
+        mean_field(photo(), unaries[..., 1:])
     with pytest.raises(ValueError, match=r"confidence.*1\.5"):
-        dense_crf(photo, labels, confidence=1.5)
+        CRFSettings((50, 5, 10), confidence=1.5)
+    with pytest.raises(ValueError, match=r"iterations.*0"):
+        CRFSettings((50, 5, 10), iterations=0)
+    with pytest.raises(ValueError, match=r"'pcp'; there are ppc, irn"):
+        DenseCRF("pcp")
 
 
-def test_without_the_extra_it_says_what_to_install(photo: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pydensecrf.densecrf", None)
+def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pydensecrf", None)
     with pytest.raises(ImportError, match=r"pip install 'wsss-contrast\[crf\]'"):
-        dense_crf(photo, np.zeros((24, 32), np.uint8))
+        DenseCRF()
+
+
+# --- processes
+
+
+@needs_crf
+def test_processes_give_the_same_in_order() -> None:
+    inputs = [(photo(20 + i), late(at=14 + i, height=20 + i), PRESENT) for i in range(6)]
+    alone = list(DenseCRF().stream(inputs))
+    with DenseCRF(processes=2) as crf:
+        for _ in range(2):  # the processes live on
+            together = list(crf.stream(inputs))
+            assert all(np.array_equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+def work(number: int, folder: str, *dies: int) -> tuple[int, int]:
+    """Note the call. The first call of a number in ``dies`` ends the process, and every call of a negative one."""
+    calls = Path(folder) / f"{number}_{os.getpid()}"
+    calls.touch()
+    if -number - 1 in dies or (number in dies and len(list(Path(folder).glob(f"{number}_*"))) == 1):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number, os.getpid()
+
+
+@pytest.fixture
+def pool() -> Any:
+    made = ProcessPool(work, 2)
+    yield made
+    made.close()
+
+
+def test_a_process_that_dies_costs_one_task_a_second_try(pool: ProcessPool, tmp_path: Path) -> None:
+    results = list(pool.map((number, str(tmp_path), 3) for number in range(12)))
+    assert [number for number, _ in results] == list(range(12))
+    calls = [int(path.name.split("_")[0]) for path in tmp_path.iterdir()]
+    assert sorted(calls) == sorted([*range(12), 3])
+    assert len({process for _, process in results}) == 3  # the other process went on
+
+
+def test_a_task_that_ends_its_process_twice_is_named(pool: ProcessPool, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="task 2 ended its process 2 times"):
+        list(pool.map((number, str(tmp_path), -3) for number in range(5)))
+    assert [number for number, _ in pool.map((n, str(tmp_path)) for n in range(5, 9))] == [5, 6, 7, 8]  # and goes on
+
+
+def test_tasks_are_taken_as_they_are_needed(pool: ProcessPool, tmp_path: Path) -> None:
+    taken: list[int] = []
+
+    def tasks() -> Any:
+        for number in range(40):
+            taken.append(number)
+            yield number, str(tmp_path)
+
+    results = pool.map(tasks())
+    next(results)
+    assert len(taken) == 4
+    results.close()
+    assert [number for number, _ in pool.map([(50, str(tmp_path))])] == [50]
+
+
+def fails(number: int) -> int:
+    if number == 1:
+        raise ValueError("one")
+    return number
+
+
+def test_an_error_comes_through() -> None:
+    pool = ProcessPool(fails, 1)
+    with pytest.raises(ValueError, match="one"):
+        list(pool.map([(0,), (1,), (2,)]))
+    assert list(pool.map([(5,)])) == [5]
+    pool.close()
+    with pytest.raises(ValueError, match=r"processes.*0"):
+        ProcessPool(fails, 0)

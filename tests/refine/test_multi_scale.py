@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.literal import maps as literal
-from wsss_contrast.refine import merge_scales, multi_scale_cams
+from wsss_contrast.refine import merge_scales, multi_scale_cams, multi_scale_logits, stream_cams
+
+RECORDED = Path(__file__).parents[3] / "shared" / "golden" / "csrm" / "inference_tta.pt"
 
 
 def literal_resize(maps: Tensor, height: int, width: int) -> Tensor:
@@ -156,3 +163,178 @@ def test_tags_that_do_not_go_with_the_maps() -> None:
     """(1, K) tags with a batch of two would broadcast: one photo's tags for all."""
     with pytest.raises(ValueError, match="tags"):
         multi_scale_cams(host, photo(), TAGS[:1], (1.0,))
+
+
+# --- logits
+
+
+def literal_logits(images: Tensor, scales: tuple[float, ...], flip: bool) -> Tensor:
+    """The mean of what `host` gives at each scale, first at the size of the scaled photo, then at that of the photo."""
+    rows, columns = images.shape[2:]
+    total, count = torch.zeros(len(images), 2, rows, columns, dtype=images.dtype), 0
+    for scale in scales:
+        height, width = round(rows * scale), round(columns * scale)
+        scaled = images
+        if scale != 1:
+            scaled = F.interpolate(images, size=(height, width), mode="bicubic", antialias=True)
+        back = list(reversed(range(width)))
+        total = total + literal_resize(literal.resize(host(scaled), height, width), rows, columns)
+        count += 1
+        if flip:
+            of_mirrored = literal.resize(host(scaled[..., back]), height, width)[..., back]
+            total = total + literal_resize(of_mirrored, rows, columns)
+            count += 1
+    return total / count
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("scales", [(1.0,), (0.5, 1.0), (1.5, 2.0)])
+def test_logits_equal_literal_reading(scales: tuple[float, ...], flip: bool) -> None:
+    images = photo()
+    logits = multi_scale_logits(host, images, scales, flip)
+    torch.testing.assert_close(logits, literal_logits(images, scales, flip), rtol=1e-9, atol=1e-10)
+
+
+def test_logits_are_a_mean_without_a_gradient_and_in_float32() -> None:
+    weight = torch.tensor([3.0, -2.0]).view(1, 2, 1, 1).requires_grad_()
+    logits = multi_scale_logits(lambda x: (weight + 0 * x[:, :2, ::2, ::2]).half(), photo().float())
+    assert not logits.requires_grad
+    torch.testing.assert_close(logits, torch.tensor([3.0, -2.0]).view(1, 2, 1, 1).expand(2, 2, 8, 12))
+
+
+def test_wrong_scales_of_logits() -> None:
+    with pytest.raises(ValueError, match=r"`scales` must be positive and not empty, got \(\)"):
+        multi_scale_logits(host, photo(), ())
+
+
+@pytest.mark.skipif(not RECORDED.is_file(), reason="needs the folder ../shared/golden/csrm")
+def test_logits_equal_recorded_values() -> None:
+    """The released code adds the logits of a photo and of its mirror image: twice the mean."""
+    cases = list(torch.load(RECORDED, weights_only=True).values())
+    assert {case["hflip"] for case in cases} == {False, True}
+    for case in cases:
+        given = {tuple(raw["input_shape"]): raw["masks_seg"] for raw in case["per_scale_raw"]}
+        used = []
+
+        def recorded(images: Tensor, given: dict[Any, Tensor] = given, used: list[Any] = used) -> Tensor:
+            used.append(tuple(images.shape))
+            return given[tuple(images.shape)]
+
+        images = case["image_uint8"].permute(2, 0, 1)[None].float()
+        logits = multi_scale_logits(recorded, images, case["scales"], case["hflip"])
+        assert used == list(given)
+        probabilities = (logits[0] * (2 if case["hflip"] else 1))[case["seg_keys"]].softmax(dim=0)
+        torch.testing.assert_close(probabilities, case["seg_prob"], rtol=1e-5, atol=1e-6)
+
+
+# --- photos of different sizes
+
+
+def network() -> nn.Module:
+    """Convolutions with batch norm, at half size."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1))
+        layers(torch.randn(4, 3, 16, 16))  # statistics
+    return layers.eval()
+
+
+SIZES = [(8, 12), (10, 9), (8, 12), (12, 8), (10, 9), (8, 12)]
+SIZED = [torch.randn(3, *size, generator=torch.Generator().manual_seed(seed)) for seed, size in enumerate(SIZES)]
+SIZED_TAGS = torch.tensor([[1, 0, 0, 0], [0, 1, 0, 0], [1, 1, 0, 1], [0, 0, 1, 1], [0, 0, 0, 0], [1, 1, 1, 1]])
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("scales", [(1.0,), (0.5, 1.0, 1.5)])
+def test_photos_of_different_sizes_equal_one_at_a_time(scales: tuple[float, ...], flip: bool) -> None:
+    model = network()
+    maps = multi_scale_cams(model, SIZED, SIZED_TAGS, scales, flip)
+    logits = multi_scale_logits(model, SIZED, scales, flip)
+    assert len(maps) == len(logits) == len(SIZED)
+    for index, image in enumerate(SIZED):
+        alone = multi_scale_cams(model, image[None], SIZED_TAGS[index : index + 1], scales, flip)
+        torch.testing.assert_close(maps[index], alone[0], rtol=0, atol=1e-5)
+        alone = multi_scale_logits(model, image[None], scales, flip)
+        torch.testing.assert_close(logits[index], alone[0], rtol=0, atol=1e-5)
+
+
+def test_photos_of_one_size_go_through_the_network_together() -> None:
+    model, seen = network(), []
+
+    def spy(images: Tensor) -> Tensor:
+        seen.append(tuple(images.shape))
+        return model(images)
+
+    multi_scale_cams(spy, SIZED, SIZED_TAGS, (1.0,), flip=False)
+    assert seen == [(3, 3, 8, 12), (2, 3, 10, 9), (1, 3, 12, 8)]
+
+
+def test_a_list_equals_a_batch() -> None:
+    tags = torch.ones(2, 2)
+    listed = multi_scale_cams(host, list(photo()), tags)
+    assert isinstance(listed, list)
+    assert torch.equal(torch.stack(listed), multi_scale_cams(host, photo(), tags))
+    assert multi_scale_cams(host, [], torch.ones(0, 2)) == []
+
+
+@pytest.mark.parametrize("rows", [0, 5, 7])
+def test_tags_that_do_not_go_with_the_list(rows: int) -> None:
+    with pytest.raises(ValueError, match=rf"`tags`.*6 photos, got \({rows}, 4\)"):
+        multi_scale_cams(network(), SIZED, torch.ones(rows, 4), (1.0,))
+
+
+# --- a whole data set
+
+
+def batch_of(*indices: int) -> dict[str, Any]:
+    """A batch of copies, which live as long as somebody keeps them."""
+    return {
+        "image": torch.stack([SIZED[index] for index in indices]),
+        "tags": SIZED_TAGS[list(indices)],
+        "name": [f"photo {index}" for index in indices],
+    }
+
+
+GROUPS = [(0, 2), (1, 4), (3,), (5,)]
+
+
+@pytest.mark.parametrize("progress", [False, True])
+def test_stream_gives_every_photo_once_with_its_maps(progress: bool) -> None:
+    model = network()
+    options: dict[str, Any] = {"scales": (0.5, 1.0), "flip": False}
+    streamed = list(stream_cams(model, [batch_of(*group) for group in GROUPS], **options, progress=progress))
+    assert [name for name, _ in streamed] == [f"photo {index}" for group in GROUPS for index in group]
+    for name, maps in streamed:
+        index = int(name.split()[1])
+        alone = multi_scale_cams(model, SIZED[index][None], SIZED_TAGS[index : index + 1], **options)
+        torch.testing.assert_close(maps, alone[0], rtol=0, atol=1e-5)
+
+
+def test_stream_takes_a_batch_at_a_time_and_keeps_none() -> None:
+    model, taken = network(), []
+    made: list[weakref.ref[Tensor]] = []
+
+    def alive() -> int:
+        gc.collect()
+        return sum(reference() is not None for reference in made)
+
+    def batches() -> Iterator[dict[str, Any]]:
+        for group in GROUPS:
+            assert alive() <= 2  # images and last maps of the batch before
+            taken.append(group)
+            batch = batch_of(*group)
+            made.append(weakref.ref(batch["image"]))
+            yield batch
+            del batch
+
+    stream = stream_cams(model, batches(), (1.0,), progress=False)
+    assert taken == []  # nothing before it is asked for
+    for group in GROUPS:
+        for index in group:
+            name, maps = next(stream)
+            assert name == f"photo {index}"
+            assert taken == GROUPS[: GROUPS.index(group) + 1]
+            made.append(weakref.ref(maps))
+            del maps
+    assert next(stream, None) is None
+    assert alive() == 0

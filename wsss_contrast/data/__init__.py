@@ -6,11 +6,12 @@ import os
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 from wsss_contrast.data.base import DataError, Sample, TaggedImageDataset
+from wsss_contrast.data.batches import SameSizeBatches
 from wsss_contrast.data.datamodule import ShapesDataModule, VOCDataModule, WSSSDataModule
 from wsss_contrast.data.folder import FolderDataModule, FolderDataset
 from wsss_contrast.data.samplers import EpochSampler, EvalSampler
 from wsss_contrast.data.shapes import SHAPES_CLASSES, ShapesDataset
-from wsss_contrast.data.transforms import denormalize, eval_transform, train_transform
+from wsss_contrast.data.transforms import as_photos, denormalize, eval_transform, train_transform
 from wsss_contrast.data.views import View, ViewTransform
 from wsss_contrast.data.voc import VOC_CLASSES, VOCDataset
 
@@ -22,6 +23,7 @@ __all__ = [
     "EvalSampler",
     "FolderDataModule",
     "FolderDataset",
+    "SameSizeBatches",
     "Sample",
     "ShapesDataModule",
     "ShapesDataset",
@@ -31,6 +33,7 @@ __all__ = [
     "View",
     "ViewTransform",
     "WSSSDataModule",
+    "as_photos",
     "denormalize",
     "eval_transform",
     "train_transform",

@@ -28,7 +28,8 @@ class DataError(ValueError):
 class TaggedImageDataset(Dataset[Sample], ABC):
     """Images with tags, and masks where asked for.
 
-    A subclass gives :meth:`read` and ``__len__``. A sample is a dict:
+    A subclass gives :meth:`read` and ``__len__``, and :meth:`image_name` and :meth:`image_size` where it can tell them
+    without reading the image. A sample is a dict:
 
     - ``image``: float32 (3, H, W), normalised with ImageNet mean and standard deviation.
     - ``tags``: float32 (K,), 1 for each class in the image, 0 otherwise. There is no background. Missing where the
@@ -65,6 +66,15 @@ class TaggedImageDataset(Dataset[Sample], ABC):
     @abstractmethod
     def read(self, index: int) -> Reading:
         """Return image (uint8 RGB, (H, W, 3)), tags (K,) or None, mask (uint8 (H, W)) or None, and name."""
+
+    def image_name(self, index: int) -> str:
+        """Return the name that :meth:`read` gives."""
+        return self.read(index)[3]
+
+    def image_size(self, index: int) -> tuple[int, int]:
+        """Return height and width of the image that :meth:`read` gives."""
+        height, width, _ = self.read(index)[0].shape
+        return height, width
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
         epoch, index = key if isinstance(key, tuple) else (0, key)
@@ -163,6 +173,15 @@ def read_image(path: Path, upright: bool = False) -> NDArray[np.uint8]:
         upright: turn it as its EXIF orientation says. Published masks belong to the stored pixels: not for those.
     """
     return np.asarray(_open(path, upright, rgb=True)).copy()
+
+
+def stored_size(path: Path) -> tuple[int, int]:
+    """Height and width of an image as it is stored, from the head of the file."""
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except (OSError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: cannot be read as an image ({error})") from error
 
 
 def read_mask(path: Path, upright: bool = False) -> NDArray[np.uint8]:

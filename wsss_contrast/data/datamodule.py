@@ -1,6 +1,7 @@
 """Lightning data modules."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,10 @@ import albumentations as A
 import cv2
 import lightning as L
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from wsss_contrast.data.base import DataError, Sample, TaggedImageDataset, check_class_names
+from wsss_contrast.data.batches import SameSizeBatches
 from wsss_contrast.data.samplers import EpochSampler, EvalSampler
 from wsss_contrast.data.shapes import SHAPES_CLASSES, ShapesDataset
 from wsss_contrast.data.transforms import train_transform
@@ -21,9 +23,9 @@ class WSSSDataModule(L.LightningDataModule, ABC):
     """The loaders of a weakly supervised run.
 
     - training: augmented crops with tags, shuffled by ``(seed, epoch)``, whole batches only;
-    - validation: a list of two loaders with masks, batch size 1, native sizes. The first has images of the training
-      set: the background threshold is chosen there. The second has the validation images: it is scored there;
-    - prediction: one split without masks, batch size 1, native sizes.
+    - validation: a list of two loaders with masks, native sizes. The first has images of the training set: the
+      background threshold is chosen there. The second has the validation images: it is scored there;
+    - prediction: one split without masks, native sizes. The photos named in ``predicted`` are left out.
 
     A subclass gives :meth:`dataset`. The datasets are made in ``setup``, so what is wrong with the data
     shows before training.
@@ -39,7 +41,11 @@ class WSSSDataModule(L.LightningDataModule, ABC):
         batch_size: training images a batch, in each process.
         num_workers: worker processes of each loader.
         seed: seed of order and augmentation.
+        eval_batch_size: most photos a batch in validation and prediction; only photos of one size share a batch.
     """
+
+    predicted: Collection[str] = ()
+    """Names of photos that need no prediction any more; :class:`~wsss_contrast.callbacks.MaskWriter` tells them."""
 
     def __init__(
         self,
@@ -53,10 +59,13 @@ class WSSSDataModule(L.LightningDataModule, ABC):
         batch_size: int,
         num_workers: int,
         seed: int,
+        eval_batch_size: int = 1,
     ) -> None:
         super().__init__()
         if seed < 0:
             raise ValueError(f"seed must not be negative, got {seed}")
+        if eval_batch_size < 1:
+            raise ValueError(f"eval_batch_size must be at least 1, got {eval_batch_size}")
         self.class_names = check_class_names(class_names)
         self.train_split = train_split
         self.val_split = val_split
@@ -67,6 +76,7 @@ class WSSSDataModule(L.LightningDataModule, ABC):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed
+        self.eval_batch_size = eval_batch_size
 
     @property
     def num_classes(self) -> int:
@@ -109,13 +119,16 @@ class WSSSDataModule(L.LightningDataModule, ABC):
         return [self._eval_loader(dataset) for dataset in self.val_sets.values()]
 
     def predict_dataloader(self) -> DataLoader[Sample]:
-        return self._eval_loader(self.predict_set)
+        return self._eval_loader(self.predict_set, self.predicted)
 
-    def _eval_loader(self, dataset: TaggedImageDataset) -> DataLoader[Sample]:
-        return self._loader(dataset, EvalSampler(dataset, **self._processes()), batch_size=1)
+    def _eval_loader(self, dataset: TaggedImageDataset, skip: Collection[str] = ()) -> DataLoader[Sample]:
+        batches = SameSizeBatches(dataset, self.eval_batch_size, skip)
+        if len(batches) == 0:  # all are predicted; a sampler would not share nothing
+            return DataLoader(batches, batch_size=None)
+        return self._loader(batches, EvalSampler(batches, **self._processes()), batch_size=None)
 
     def _loader(
-        self, dataset: TaggedImageDataset, sampler: EpochSampler | EvalSampler, **kwargs: Any
+        self, dataset: Dataset[Sample], sampler: EpochSampler | EvalSampler, **kwargs: Any
     ) -> DataLoader[Sample]:
         return DataLoader(
             dataset,
@@ -149,6 +162,7 @@ class VOCDataModule(WSSSDataModule):
         num_workers: worker processes of each loader.
         seed: seed of order and augmentation.
         predict_split: list to predict; by default ``val_split``.
+        eval_batch_size: most photos a batch in validation and prediction; only photos of one size share a batch.
     """
 
     def __init__(
@@ -165,6 +179,7 @@ class VOCDataModule(WSSSDataModule):
         num_workers: int = 0,
         seed: int = 0,
         predict_split: str | None = None,
+        eval_batch_size: int = 1,
     ) -> None:
         super().__init__(
             class_names=check_class_names(VOC_CLASSES if classes is None else classes, VOC_CLASSES),
@@ -177,6 +192,7 @@ class VOCDataModule(WSSSDataModule):
             batch_size=batch_size,
             num_workers=num_workers,
             seed=seed,
+            eval_batch_size=eval_batch_size,
         )
         self.root = Path(root)
         self.tags = tags
@@ -201,6 +217,7 @@ class ShapesDataModule(WSSSDataModule):
         batch_size: training images a batch, in each process.
         num_workers: worker processes of each loader.
         seed: seed of drawings, order and augmentation.
+        eval_batch_size: most pictures a batch in validation and prediction.
     """
 
     def __init__(
@@ -213,6 +230,7 @@ class ShapesDataModule(WSSSDataModule):
         batch_size: int = 8,
         num_workers: int = 0,
         seed: int = 0,
+        eval_batch_size: int = 1,
     ) -> None:
         super().__init__(
             class_names=list(SHAPES_CLASSES),
@@ -225,6 +243,7 @@ class ShapesDataModule(WSSSDataModule):
             batch_size=batch_size,
             num_workers=num_workers,
             seed=seed,
+            eval_batch_size=eval_batch_size,
         )
         self.lengths = {"train": train_length, "val": val_length}
         self.size = size

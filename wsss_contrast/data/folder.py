@@ -123,13 +123,20 @@ class FolderDataset(TaggedImageDataset):
     def __len__(self) -> int:
         return len(self.photos)
 
+    def image_name(self, index: int) -> str:
+        return self.photos[index].name
+
+    def image_size(self, index: int) -> tuple[int, int]:
+        height, width = self.photos[index].size
+        scale = 1.0 if self.longest_side is None else min(self.longest_side / max(height, width), 1.0)
+        return max(round(height * scale), 1), max(round(width * scale), 1)
+
     def read(self, index: int) -> Reading:
         photo = self.photos[index]
         image = read_image(photo.image, upright=True)
         mask = read_mask(photo.mask, upright=True) if self.with_mask and photo.mask is not None else None
-        scale = 1.0 if self.longest_side is None else self.longest_side / max(photo.size)
-        if scale < 1:
-            width, height = (max(round(side * scale), 1) for side in photo.size[::-1])
+        height, width = self.image_size(index)
+        if (height, width) != photo.size:
             image = np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
             if mask is not None:
                 mask = np.asarray(cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST), np.uint8)
@@ -164,6 +171,7 @@ class FolderDataModule(WSSSDataModule):
         seed: seed of order and augmentation.
         on_error: ``"raise"``, or ``"skip"`` to leave out the photos that are not in order, with a warning that names
             them.
+        eval_batch_size: most photos a batch in validation and prediction; only photos of one size share a batch.
     """
 
     def __init__(
@@ -177,6 +185,7 @@ class FolderDataModule(WSSSDataModule):
         num_workers: int = 0,
         seed: int = 0,
         on_error: OnError = "raise",
+        eval_batch_size: int = 1,
     ) -> None:
         super().__init__(
             class_names=folder_classes(Path(root), classes),
@@ -189,6 +198,7 @@ class FolderDataModule(WSSSDataModule):
             batch_size=batch_size,
             num_workers=num_workers,
             seed=seed,
+            eval_batch_size=eval_batch_size,
         )
         self.root = Path(root)
         self.longest_side = longest_side

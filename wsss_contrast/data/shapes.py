@@ -151,7 +151,13 @@ class ShapesDataset(TaggedImageDataset):
     def read(self, index: int) -> Reading:
         image, mask, _ = self.draw(index)
         tags = np.isin(np.arange(1, len(SHAPES_CLASSES) + 1), mask).astype(np.float32)
-        return image, tags, mask, f"{self.split}_{index:05d}"
+        return image, tags, mask, self.image_name(index)
+
+    def image_name(self, index: int) -> str:
+        return f"{self.split}_{index:05d}"
+
+    def image_size(self, index: int) -> tuple[int, int]:
+        return self.size, self.size
 
     def draw(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.bool_]]:
         """Return image (H, W, 3), mask (H, W), and which pixels (H, W) are of a head, the part that tells the class."""

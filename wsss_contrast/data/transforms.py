@@ -56,6 +56,15 @@ def eval_transform() -> A.Compose:
     return A.Compose([A.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
 
 
+def as_photos(images: Tensor) -> Tensor:
+    """Turn normalised images (N, 3, H, W) back into photos, uint8 (N, 3, H, W)."""
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"images must have shape (N, 3, H, W), got {tuple(images.shape)}")
+    mean = images.new_tensor(IMAGENET_MEAN).view(3, 1, 1)
+    std = images.new_tensor(IMAGENET_STD).view(3, 1, 1)
+    return ((images.detach() * std + mean) * 255).round().clamp(0, 255).byte()
+
+
 def denormalize(image: Tensor) -> NDArray[np.uint8]:
     """Turn a normalised image (3, H, W) back into a picture, uint8 (H, W, 3).
 
@@ -65,8 +74,5 @@ def denormalize(image: Tensor) -> NDArray[np.uint8]:
     """
     if image.ndim != 3 or image.shape[0] != 3:
         raise ValueError(f"image must have shape (3, H, W), got {tuple(image.shape)}")
-    mean = image.new_tensor(IMAGENET_MEAN).view(3, 1, 1)
-    std = image.new_tensor(IMAGENET_STD).view(3, 1, 1)
-    pixels = ((image.detach() * std + mean) * 255).round().clamp(0, 255).byte()
-    array: NDArray[np.uint8] = pixels.permute(1, 2, 0).cpu().numpy()
+    array: NDArray[np.uint8] = as_photos(image[None])[0].permute(1, 2, 0).cpu().numpy()
     return array

@@ -18,6 +18,7 @@ from wsss_contrast.data.base import (
     read_mask,
     read_tags,
     some,
+    stored_size,
 )
 from wsss_contrast.data.transforms import IGNORE
 
@@ -120,9 +121,17 @@ class VOCDataset(TaggedImageDataset):
     def __len__(self) -> int:
         return len(self.names)
 
+    def image_name(self, index: int) -> str:
+        return self.names[index]
+
+    def image_size(self, index: int) -> tuple[int, int]:
+        return stored_size(self._image(index))
+
+    def _image(self, index: int) -> Path:
+        return self._images / f"{self.names[index]}.jpg"
+
     def read(self, index: int) -> Reading:
-        name = self.names[index]
-        path = self._images / f"{name}.jpg"
+        name, path = self.names[index], self._image(index)
         image = read_image(path)
         mask = None
         if self._masks is not None:

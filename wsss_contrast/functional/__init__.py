@@ -16,7 +16,16 @@ from .contrast import (
     semi_hard_negatives_official,
     top_candidates,
 )
-from .maps import full_precision, mask_by_tags, normalize_cams, resize, split_background, with_background
+from .maps import (
+    full_precision,
+    mask_by_tags,
+    max_normalize,
+    normalize_cams,
+    resize,
+    split_background,
+    with_background,
+)
+from .pixel_adaptive import neighbour_offsets, pixel_affinity, propagate
 from .seam import (
     correlation_input,
     equivariant_cross_regularization,
@@ -40,12 +49,16 @@ __all__ = [
     "full_precision",
     "global_average_pool",
     "mask_by_tags",
+    "max_normalize",
     "merge_candidates",
     "min_pooling",
     "multilabel_soft_margin",
+    "neighbour_offsets",
     "normalize_cams",
+    "pixel_affinity",
     "pixel_correlation",
     "pixel_to_prototype_nll",
+    "propagate",
     "resize",
     "sample_pixels",
     "sample_pixels_official",

@@ -65,6 +65,21 @@ def normalize_cams(cams: Tensor, signed: bool = False, valid: Tensor | None = No
     return normalized if signed else normalized.relu()
 
 
+def max_normalize(cams: Tensor) -> Tensor:
+    r"""Each map over its largest value, after a ReLU: :math:`p / (\max p + 10^{-5})` with :math:`p = \max(m, 0)`.
+
+    CSRM (Sec. 3.1), IRN. A map without a positive value is 0 everywhere.
+
+    Args:
+        cams: (N, C, h, w), any range.
+
+    Returns:
+        (N, C, h, w), in [0, 1).
+    """
+    positive = full_precision(cams).relu()
+    return positive / (positive.amax(dim=(-2, -1), keepdim=True) + EPS)
+
+
 def mask_by_tags(maps: Tensor, tags: Tensor) -> Tensor:
     """Zero the maps of the classes that an image is not tagged with.
 

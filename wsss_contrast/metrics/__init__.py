@@ -1,5 +1,6 @@
-"""torchmetrics metrics of the field's protocol."""
+"""Metrics of the field's protocol."""
 
 from .seed_miou import THRESHOLDS, SeedCurve, SeedMIoU
+from .segmentation import SegmentationScores, segmentation_scores
 
-__all__ = ["THRESHOLDS", "SeedCurve", "SeedMIoU"]
+__all__ = ["THRESHOLDS", "SeedCurve", "SeedMIoU", "SegmentationScores", "segmentation_scores"]

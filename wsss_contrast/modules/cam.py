@@ -11,12 +11,12 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from wsss_contrast.data import DataError
+from wsss_contrast.data import DataError, SameSizeBatches, as_photos
 from wsss_contrast.functional import global_average_pool
 from wsss_contrast.losses import MultilabelSoftMargin
 from wsss_contrast.metrics import THRESHOLDS, SeedCurve, SeedMIoU
 from wsss_contrast.nn import TimmBackbone
-from wsss_contrast.refine import multi_scale_cams
+from wsss_contrast.refine import Refiner, multi_scale_cams, pseudo_labels
 
 from .optim import parameter_groups, poly_decay
 
@@ -56,6 +56,12 @@ class CAM(L.LightningModule):
     """
 
     threshold_index: Tensor
+
+    refine: Refiner | None = None
+    """Refines the masks that are predicted; not what validation scores. See :class:`~wsss_contrast.refine.Refiner`."""
+
+    keep_seeds = False
+    """Whether predictions have the seeds as well, which are large."""
 
     def __init__(
         self,
@@ -98,6 +104,12 @@ class CAM(L.LightningModule):
         # The place of the threshold in the sweep: a whole number stays exact in half precision.
         self.register_buffer("threshold_index", torch.tensor(THRESHOLDS.index(0.2)))
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "refine":  # no part of the network, even if it is a module: checkpoints are without it
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
     @property
     def background_threshold(self) -> float:
         """The score that a class must exceed at a pixel; 0.2 until validation has chosen one."""
@@ -136,12 +148,13 @@ class CAM(L.LightningModule):
 
     def seeds(self, images: Tensor, tags: Tensor) -> Tensor:
         """Normalised multi-scale maps (N, K, H, W), see :func:`~wsss_contrast.refine.multi_scale_cams`."""
-        return multi_scale_cams(self.seed_maps, images, tags, self.scales, self.flip)
+        maps: Tensor = multi_scale_cams(self.seed_maps, images, tags, self.scales, self.flip)
+        return maps
 
-    def masks(self, seeds: Tensor) -> Tensor:
-        """(N, K, H, W) seeds to (N, H, W) class ids at the background threshold, 0 for the background."""
-        score, best = seeds.max(dim=1)
-        return torch.where(score > self.background_threshold, best + 1, 0)
+    def masks(self, images: Tensor, seeds: Tensor, tags: Tensor) -> Tensor:
+        """Class ids (N, H, W) of seeds at the background threshold, refined by ``refine`` if there is one."""
+        photos = as_photos(images) if self.refine is not None else images
+        return pseudo_labels(photos, seeds, tags, self.background_threshold, refine=self.refine)
 
     @torch.no_grad()
     def predicted_tags(self, images: Tensor) -> Tensor:
@@ -176,7 +189,9 @@ class CAM(L.LightningModule):
         loaders = [loaders] if isinstance(loaders, DataLoader) else list(loaders or [])
         # The trainer keeps a data module when loaders are given later, so its sets count only if they are loaded.
         sets = getattr(self._data, "val_sets", {})
-        names = [name for loader in loaders for name, data in sets.items() if getattr(loader, "dataset", None) is data]
+        scored = [getattr(loader, "dataset", None) for loader in loaders]
+        scored = [data.dataset if isinstance(data, SameSizeBatches) else data for data in scored]
+        names = [name for loaded in scored for name, data in sets.items() if loaded is data]
         return names if len(names) == count else ["train", "val"][-count:]
 
     def _scores(self, curves: dict[str, SeedCurve]) -> dict[str, float]:
@@ -193,10 +208,12 @@ class CAM(L.LightningModule):
         return scores | {"threshold": self.background_threshold}
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
-        """Names and masks (N, H, W) of a batch, of the size of its images."""
+        """Names and masks (N, H, W) of a batch, of the size of its images; seeds and tags too if ``keep_seeds``."""
         images = batch["image"]
         tags = batch["tags"] if "tags" in batch else self.predicted_tags(images)
-        return {"name": batch["name"], "mask": self.masks(self.seeds(images, tags))}
+        seeds = self.seeds(images, tags)
+        prediction = {"name": batch["name"], "mask": self.masks(images, seeds, tags)}
+        return prediction | ({"seeds": seeds, "tags": tags} if self.keep_seeds else {})
 
     @property
     def _data(self) -> Any:

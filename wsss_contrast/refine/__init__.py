@@ -1,6 +1,24 @@
 """From activation maps to masks."""
 
-from .dense_crf import dense_crf
-from .multi_scale import merge_scales, multi_scale_cams
+from .by_name import refiner
+from .dense_crf import CRF_SETTINGS, CRFSettings, DenseCRF, hard_unaries, mean_field, soft_unaries
+from .multi_scale import merge_scales, multi_scale_cams, multi_scale_logits, stream_cams
+from .pixel_adaptive import PixelAdaptiveRefinement
+from .pseudo_labels import Refiner, pseudo_labels
 
-__all__ = ["dense_crf", "merge_scales", "multi_scale_cams"]
+__all__ = [
+    "CRF_SETTINGS",
+    "CRFSettings",
+    "DenseCRF",
+    "PixelAdaptiveRefinement",
+    "Refiner",
+    "hard_unaries",
+    "mean_field",
+    "merge_scales",
+    "multi_scale_cams",
+    "multi_scale_logits",
+    "pseudo_labels",
+    "refiner",
+    "soft_unaries",
+    "stream_cams",
+]

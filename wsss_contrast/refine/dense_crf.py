@@ -1,62 +1,202 @@
-"""Fully connected conditional random field (dense CRF, Krähenbühl and Koltun, NIPS 2011) on hard labels."""
+"""Fully connected conditional random field (dense CRF, Krähenbühl and Koltun, NIPS 2011), over ``pydensecrf2``."""
 
 from __future__ import annotations
 
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-_IGNORE = 255
+from .processes import ProcessPool
+
+Floats = NDArray[np.float32]
 
 
-def dense_crf(
-    image: NDArray[np.uint8],
-    labels: NDArray[np.uint8],
-    confidence: float = 0.7,
-    bilateral: tuple[float, float, float] = (50, 5, 10),
-    gaussian: tuple[float, float] = (3, 3),
-    iterations: int = 10,
-) -> NDArray[np.uint8]:
-    """Move the borders of a mask to those of the photo. The defaults are PPC's "seed + CRF".
+@dataclass(frozen=True)
+class CRFSettings:
+    """A set of parameters.
 
-    Only the classes that occur in the mask take part; a mask of one class stays as it is.
+    Attributes:
+        bilateral: of the appearance kernel, standard deviations in pixels and in colour (0 to 255), and weight.
+        gaussian: of the smoothness kernel, standard deviation in pixels, and weight.
+        iterations: of mean field.
+        confidence: in (0, 1): the unaries are hard, the best class of a pixel has this probability and the others
+            share the rest. ``None``: the unaries are soft, the logarithms of the scores, clipped at 1e-5.
+        rows_first: order of the axes, rows before columns. The lattice under the filter is an approximation that
+            depends on it: this is the order of ``pydensecrf.utils``, the other that of ``DenseCRF2D``.
+    """
+
+    bilateral: tuple[float, float, float]
+    gaussian: tuple[float, float] = (3, 3)
+    iterations: int = 10
+    confidence: float | None = None
+    rows_first: bool = False
+
+    def __post_init__(self) -> None:
+        if self.confidence is not None and not 0 < self.confidence < 1:
+            raise ValueError(f"`confidence` must be in (0, 1), got {self.confidence}")
+        if self.iterations < 1:
+            raise ValueError(f"`iterations` must be at least 1, got {self.iterations}")
+
+
+CRF_SETTINGS = {
+    "ppc": CRFSettings((50, 5, 10), confidence=0.7),
+    "irn": CRFSettings((50, 5, 10), confidence=0.7),
+    "csrm": CRFSettings((50, 5, 10), confidence=0.7),
+    "psa": CRFSettings((80, 13, 10)),
+    "ppc_affinity": CRFSettings((80, 13, 10), confidence=0.7, rows_first=True),
+    "eps": CRFSettings((80, 13, 10), iterations=5),
+    "deeplab": CRFSettings((67, 3, 4), gaussian=(1, 3)),
+    "seam_segmenter": CRFSettings((32, 13, 10), iterations=1),
+}
+"""The field's sets: "seed + CRF" of PPC; the pseudo-labels of IRN and CSRM (the same numbers); the affinity labels of
+PSA and SEAM, and of PPC; seeds of EPS; DeepLabV2, also EPS's comparison; the segmenter of SEAM's code."""
+
+
+def crf_settings(settings: str | CRFSettings) -> CRFSettings:
+    """The set of a name; a set of one's own as it is."""
+    if isinstance(settings, CRFSettings):
+        return settings
+    if settings not in CRF_SETTINGS:
+        raise ValueError(f"unknown CRF settings {settings!r}; there are {', '.join(CRF_SETTINGS)}")
+    return CRF_SETTINGS[settings]
+
+
+def soft_unaries(scores: Floats) -> Floats:
+    """Energies (C, H, W) of scores (C, H, W), which need not add up to 1: ``-log`` of the score, clipped at 1e-5."""
+    energies: Floats = -np.log(np.clip(scores, 1e-5, None, dtype=np.float32))
+    return energies
+
+
+def hard_unaries(labels: NDArray[np.integer], num_classes: int, confidence: float) -> Floats:
+    """Energies (C, H, W) of labels (H, W) from 0 to C - 1, which are right with this probability."""
+    energies = np.full((num_classes, *labels.shape), -np.log((1 - confidence) / (num_classes - 1)), np.float32)
+    np.put_along_axis(energies, labels[None].astype(np.int64), np.float32(-np.log(confidence)), axis=0)
+    return energies
+
+
+def mean_field(photo: NDArray[np.uint8], unaries: Floats, settings: str | CRFSettings = "ppc") -> Floats:
+    """Inference on one photo.
 
     Args:
-        image: (H, W, 3) RGB, 0 to 255.
-        labels: (H, W) class ids, 255 for pixels without one.
-        confidence: the probability that a label is right, in (0, 1); the rest is shared by the other classes.
-        bilateral: standard deviations in pixels and in colour, and the weight, of the appearance kernel.
-        gaussian: standard deviation in pixels, and the weight, of the smoothness kernel.
-        iterations: of mean field.
+        photo: (H, W, 3) RGB, 0 to 255.
+        unaries: (C, H, W) energies, at least two classes.
+        settings: the name of a set in ``CRF_SETTINGS``, or one of your own. Its ``confidence`` counts for nothing here.
 
     Returns:
-        (H, W) class ids.
+        (C, H, W), the probabilities.
 
     Raises:
         ImportError: the extra ``crf`` is not installed.
-        ValueError: an image that is no uint8 (H, W, 3), labels of another size, a confidence outside of (0, 1).
+        ValueError: a photo that is no uint8 (H, W, 3), or unaries of another size.
     """
+    pydensecrf = _pydensecrf()
+    settings = crf_settings(settings)
+    if photo.dtype != np.uint8 or photo.ndim != 3 or photo.shape[2] != 3:
+        raise ValueError(f"`photo` must be uint8 of shape (H, W, 3), got {photo.dtype} {photo.shape}")
+    if unaries.ndim != 3 or unaries.shape[1:] != photo.shape[:2] or len(unaries) < 2:
+        raise ValueError(f"`unaries` must be (C, H, W) with C > 1, got {unaries.shape} for a photo {photo.shape}")
+    classes, height, width = unaries.shape
+    crf = pydensecrf.DenseCRF(height * width, classes)
+    crf.setUnaryEnergy(np.ascontiguousarray(unaries.reshape(classes, -1), np.float32))
+    rows, columns = np.mgrid[:height, :width].astype(np.float32)
+    position = np.stack([rows, columns] if settings.rows_first else [columns, rows])
+    color = photo.transpose(2, 0, 1).astype(np.float32)
+    smoothness, (width_xy, width_rgb, appearance) = settings.gaussian, settings.bilateral
+    for features, weight in (
+        (position / np.float32(smoothness[0]), smoothness[1]),
+        (np.concatenate([position / np.float32(width_xy), color / np.float32(width_rgb)]), appearance),
+    ):
+        crf.addPairwiseEnergy(np.ascontiguousarray(features.reshape(len(features), -1)), compat=weight)
+    return np.array(crf.inference(settings.iterations), np.float32).reshape(unaries.shape)
+
+
+class DenseCRF:
+    """A refiner: moves the borders of masks to those of the photo. See :class:`~wsss_contrast.refine.Refiner`.
+
+    Only the classes present take part. A photo of none is all background.
+
+    With ``processes``, photos are refined side by side in processes that live until :meth:`close`; use it as a context
+    manager. A process that dies costs its photo a second try. As with all Python processes, a script must guard its own
+    start with ``if __name__ == "__main__"``.
+
+    Args:
+        settings: the name of a set in ``CRF_SETTINGS``, or one of your own.
+        processes: how many; 0 works in this process, ``None`` takes one for each CPU.
+
+    Raises:
+        ImportError: the extra ``crf`` is not installed.
+        ValueError: an unknown name.
+    """
+
+    def __init__(self, settings: str | CRFSettings = "ppc", processes: int | None = 0) -> None:
+        _pydensecrf()
+        self.settings = crf_settings(settings)
+        count = (os.cpu_count() or 1) if processes is None else processes
+        self._pool = ProcessPool(_refine, count) if count else None
+
+    def __repr__(self) -> str:
+        return f"DenseCRF({self.settings})"
+
+    def __call__(self, photos: Tensor, scores: Tensor, present: Tensor) -> Tensor:
+        device = scores.device
+        arrays = zip(
+            photos.permute(0, 2, 3, 1).cpu().numpy(), scores.float().cpu().numpy(), present.cpu().numpy(), strict=True
+        )
+        return torch.from_numpy(np.stack(list(self.stream(arrays)))).to(device)
+
+    def stream(self, inputs: Iterable[tuple[NDArray[np.uint8], Floats, NDArray[np.bool_]]]) -> Iterator[Floats]:
+        """Refine photo after photo, in order, while the next ones are being read.
+
+        Args:
+            inputs: for each a photo (H, W, 3), scores (C, H, W) with the background first, and the classes present
+                (C,). Sizes may differ.
+
+        Yields:
+            (C, H, W), the probabilities; 0 for absent classes.
+        """
+        shapes: deque[tuple[tuple[int, ...], NDArray[np.bool_]]] = deque()
+
+        def tasks() -> Iterator[tuple[NDArray[np.uint8], Floats, CRFSettings]]:
+            for photo, scores, present in inputs:
+                shapes.append((scores.shape, present))
+                yield photo, scores[present], self.settings
+
+        refined = (_refine(*task) for task in tasks()) if self._pool is None else self._pool.map(tasks())
+        for of_present in refined:
+            shape, present = shapes.popleft()
+            out = np.zeros(shape, np.float32)
+            out[present] = of_present
+            yield out
+
+    def close(self) -> None:
+        """End the processes."""
+        if self._pool is not None:
+            self._pool.close()
+
+    def __enter__(self) -> DenseCRF:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _refine(photo: NDArray[np.uint8], scores: Floats, settings: CRFSettings) -> Floats:
+    if len(scores) < 2:  # of the background alone
+        return np.ones_like(scores)
+    if settings.confidence is None:
+        return mean_field(photo, soft_unaries(scores), settings)
+    return mean_field(photo, hard_unaries(scores.argmax(axis=0), len(scores), settings.confidence), settings)
+
+
+def _pydensecrf():  # type: ignore[no-untyped-def]
     try:
-        from pydensecrf.densecrf import DenseCRF2D
-        from pydensecrf.utils import unary_from_labels
+        from pydensecrf import densecrf
     except ImportError as error:
         raise ImportError("the dense CRF needs `pip install 'wsss-contrast[crf]'`") from error
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"`image` must be uint8 of shape (H, W, 3), got {image.dtype} {image.shape}")
-    if labels.shape != image.shape[:2]:
-        raise ValueError(f"`labels` {labels.shape} do not go with `image` {image.shape}")
-    if not 0 < confidence < 1:
-        raise ValueError(f"`confidence` must be in (0, 1), got {confidence}")
-    known = labels != _IGNORE
-    classes = np.unique(labels[known])
-    if len(classes) < 2:
-        return labels.copy()
-    # `unary_from_labels` takes 0 for "no label" and counts the classes from 1.
-    positions = np.where(known, np.searchsorted(classes, labels) + 1, 0)
-    height, width = labels.shape
-    crf = DenseCRF2D(width, height, len(classes))
-    crf.setUnaryEnergy(unary_from_labels(positions, len(classes), confidence, zero_unsure=True))
-    crf.addPairwiseGaussian(sxy=gaussian[0], compat=gaussian[1])
-    crf.addPairwiseBilateral(sxy=bilateral[0], srgb=bilateral[1], rgbim=np.array(image, order="C"), compat=bilateral[2])
-    best = np.argmax(crf.inference(iterations), axis=0).reshape(height, width)
-    refined: NDArray[np.uint8] = classes[best].astype(np.uint8)
-    return refined
+    return densecrf

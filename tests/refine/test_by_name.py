@@ -1,0 +1,83 @@
+"""Refiners by name."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+
+import pytest
+import torch
+from torch import Tensor
+
+from wsss_contrast.refine import CRF_SETTINGS, DenseCRF, PixelAdaptiveRefinement, refiner
+
+needs_crf = pytest.mark.skipif(find_spec("pydensecrf") is None, reason="the extra `crf` is not installed")
+
+
+class Mine:
+    """A refiner of one's own."""
+
+    def __call__(self, photos: Tensor, scores: Tensor, present: Tensor) -> Tensor:
+        return 2 * scores
+
+
+def make_mine() -> Mine:
+    return Mine()
+
+
+def test_none() -> None:
+    assert refiner("none") is None
+
+
+def test_pixel_adaptive_refinement() -> None:
+    assert repr(refiner("par")) == repr(PixelAdaptiveRefinement())
+
+
+@needs_crf
+@pytest.mark.parametrize(("name", "settings"), [("crf", "ppc"), ("crf:psa", "psa"), ("crf:deeplab", "deeplab")])
+def test_dense_crf(name: str, settings: str) -> None:
+    made = refiner(name)
+    assert isinstance(made, DenseCRF)
+    with made:
+        assert made.settings == CRF_SETTINGS[settings]
+
+
+@pytest.mark.parametrize("attribute", ["Mine", "make_mine"])
+def test_one_of_your_own(attribute: str) -> None:
+    made = refiner(f"tests.refine.test_by_name.{attribute}")
+    assert type(made).__name__ == "Mine"  # pytest may have imported this file under a name of its own
+    assert made is not None
+    assert made(torch.zeros(0), torch.ones(1), torch.zeros(0)).tolist() == [2]
+
+
+@pytest.mark.parametrize("name", ["pars", "", "None", "PAR", "par:3", "crfs", "crfs:psa", ".Mine", ".mine.Mine"])
+def test_unknown_name(name: str) -> None:
+    with pytest.raises(ValueError, match=f"unknown refiner {name!r}; give none, par, crf, crf:SETTINGS or package"):
+        refiner(name)
+
+
+@needs_crf
+def test_unknown_settings() -> None:
+    with pytest.raises(ValueError, match="unknown CRF settings 'pcp'; there are ppc, irn"):
+        refiner("crf:pcp")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("nowhere.Refiner", "No module named 'nowhere'"),
+        ("tests.refine.nowhere.Refiner", "No module named 'tests.refine.nowhere'"),
+        ("tests.refine.test_by_name.Yours", "has no attribute 'Yours'"),
+    ],
+)
+def test_what_cannot_be_imported(name: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=f"refiner '{name}' can't be imported: .*{reason}"):
+        refiner(name)
+
+
+def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pydensecrf", None)
+    for name in ("crf", "crf:psa"):
+        with pytest.raises(ImportError, match=r"pip install 'wsss-contrast\[crf\]'"):
+            refiner(name)
+    assert refiner("par") is not None
