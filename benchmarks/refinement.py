@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import resource
 import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -18,14 +17,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from memory import peak_growth
 from photographs import ANIMALS, animals, tables
+from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from wsss_contrast.comparison import train
 from wsss_contrast.data import as_photos
 from wsss_contrast.metrics import segmentation_scores
 from wsss_contrast.pictures import write_atomically
-from wsss_contrast.refine import CRF_SETTINGS, pseudo_labels, refiner
+from wsss_contrast.refine import CRF_SETTINGS, DenseCRF, Refiner, pseudo_labels, refiner
 
 SPLITS = ("train", "val")
 
@@ -44,8 +45,9 @@ def main() -> None:
     print("| refiner | train | val | seconds a photo (quartiles) | peak memory, MiB |")
     print("|---|---:|---:|---:|---:|")
     distinct = {settings: name for name, settings in reversed(CRF_SETTINGS.items())}.values()
-    for name in ("none", "par", *(f"crf:{settings}" for settings in reversed(list(distinct)))):
-        path = args.out / f"{name.replace(':', '_')}.json"
+    sets = [f"crf:{name}" for name in reversed(list(distinct))]
+    for name in ("none", "par", *sets, "crf:psa background 4", "crf:eps background 8"):
+        path = args.out / f"{name.replace(':', '_').replace(' ', '_')}.json"
         if not path.is_file():
             with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as fresh:
                 found = fresh.submit(refined, name, args.out, threshold).result()
@@ -96,28 +98,40 @@ def seeds(args: argparse.Namespace) -> float:
     return threshold
 
 
+def power_background(crf: DenseCRF, power: int) -> Refiner:
+    """A refiner that scores the background by ``(1 - max) ** power``, as PSA and EPS do, not by the threshold."""
+
+    def refine(photos: Tensor, scores: Tensor, present: Tensor) -> Tensor:
+        foreground = scores[:, 1:]
+        background = (1 - foreground.amax(dim=1, keepdim=True)) ** power
+        return crf(photos, torch.cat([background, foreground], dim=1), present)
+
+    return refine
+
+
 def refined(name: str, out: Path, threshold: float) -> dict[str, Any]:
-    """Scores, seconds for each photo and the growth of the process while it refines, for a refiner by name."""
+    """Scores, seconds for each photo, and by how much the process grows for a photo, for a refiner by name."""
     torch.set_num_threads(1)
     kind, _, settings = name.partition(":")
-    refine = refiner(name)
     if kind == "crf":
-        from wsss_contrast.refine import DenseCRF
-
-        refine = DenseCRF(settings)  # in this process, to be measured
-    found: dict[str, Any] = {"seconds": []}
-    before = None
+        settings, _, power = settings.partition(" background ")
+        crf = DenseCRF(settings)  # in this process, to be measured
+        refine: Refiner | None = power_background(crf, int(power)) if power else crf
+    else:
+        refine = refiner(name)
+    found: dict[str, Any] = {"seconds": [], "memory": 0.0}
     for split in SPLITS:
         confusion = MulticlassConfusionMatrix(len(ANIMALS) + 1, ignore_index=255)
         for path in sorted((out / split).glob("*.pt")):
             sample = torch.load(path, weights_only=True)
-            before = before or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             began = time.perf_counter()
-            labels = pseudo_labels(sample["photo"], sample["seeds"], sample["tags"], threshold, refine=refine)
+            labels, memory = peak_growth(
+                lambda of=sample: pseudo_labels(of["photo"], of["seeds"], of["tags"], threshold, refine=refine)
+            )
             found["seconds"].append(time.perf_counter() - began)
+            found["memory"] = max(found["memory"], memory)
             confusion.update(labels, sample["mask"][None])
         found[split] = 100 * segmentation_scores(confusion.compute()).miou
-    found["memory"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - (before or 0)) / 1024
     return found
 
 

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from memory import peak_growth
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -85,7 +85,7 @@ def usual_call(paths: list[Path], out: Path) -> None:
 
 
 def dense_crf(paths: list[Path], rounds: int, processes: int) -> None:
-    by_processes, by_labels = [], []
+    by_processes, by_labels, by_both = [], [], []
     with tempfile.TemporaryDirectory() as folder, DenseCRF(processes=processes) as pool:
         out, alone = Path(folder), DenseCRF()
         list(pool.stream(load(paths[: 2 * processes])))  # the processes are up
@@ -98,16 +98,18 @@ def dense_crf(paths: list[Path], rounds: int, processes: int) -> None:
             usual = seconds(lambda few=few: usual_call(few, out))
             by_processes.append(one / many)
             by_labels.append(usual / restricted)
+            by_both.append((usual / len(few)) / (many / len(some)))
     report(f"dense CRF, {len(paths)} photos with reading and writing, one process over {processes}", by_processes)
     report(f"dense CRF, {VOC_LABELS} labels over the classes present, one process", by_labels)
+    report(f"dense CRF, {VOC_LABELS} labels in one process over the classes present in {processes}", by_both)
 
 
 # --- pixel-adaptive refinement
 
 
-def whole_tensor(maps: Tensor, affinity: Tensor, steps: int) -> Tensor:
+def whole_tensor(maps: Tensor, affinity: Tensor, dilations: Sequence[int], steps: int) -> Tensor:
     """The form that makes a tensor of classes times neighbours."""
-    offsets, reach = neighbour_offsets(DILATIONS), max(DILATIONS)
+    offsets, reach = neighbour_offsets(dilations), max(dilations)
     height, width = maps.shape[-2:]
     for _ in range(steps):
         padded = F.pad(maps, [reach] * 4, mode="replicate")
@@ -129,18 +131,17 @@ def par_inputs(path: Path) -> tuple[Tensor, Tensor]:
 def par_peak(path: Path, sliced: bool) -> float:
     """MiB that a process grows by in one step."""
     affinity, maps = par_inputs(path)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    propagate(maps, affinity, DILATIONS, 1) if sliced else whole_tensor(maps, affinity, 1)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    step = propagate if sliced else whole_tensor
+    return peak_growth(lambda: step(maps, affinity, DILATIONS, 1))[1]
 
 
 def pixel_adaptive(path: Path, rounds: int) -> None:
     threads = torch.get_num_threads()
     affinity, maps = par_inputs(path)
-    difference = (propagate(maps, affinity, DILATIONS, 5) - whole_tensor(maps, affinity, 5)).abs().max()
+    difference = (propagate(maps, affinity, DILATIONS, 5) - whole_tensor(maps, affinity, DILATIONS, 5)).abs().max()
     ratios = []
     for _ in range(rounds):
-        whole = seconds(lambda: whole_tensor(maps, affinity, 5))
+        whole = seconds(lambda: whole_tensor(maps, affinity, DILATIONS, 5))
         ratios.append(whole / seconds(lambda: propagate(maps, affinity, DILATIONS, 5)))
     torch.set_num_threads(threads)
     size = f"{VOC_LABELS} classes at {maps.shape[-1]} x {maps.shape[-2]}"
@@ -156,7 +157,7 @@ def pixel_adaptive(path: Path, rounds: int) -> None:
 
 
 def multi_scale(rounds: int, batch: int = 8) -> None:
-    module = CAM(20, weights=None).eval()
+    module = CAM(20, weights=None).eval().to(memory_format=torch.channels_last)
     images, tags = torch.randn(batch, 3, 240, 320), torch.ones(batch, 20)
 
     def together() -> None:
