@@ -107,6 +107,13 @@ def test_fit_validate_predict(voc_root: Path, folder: Path, monkeypatch: pytest.
             assert np.asarray(mask).max() <= 20
     check_predict(voc_root, monkeypatch, "-c", "seam_ppc", "--ckpt_path", str(checkpoint), **options)
 
+    # Trained in Python, where nothing notes the class: the checkpoint's options count all the same.
+    del state["hyper_parameters"]["_class_path"], state["hyper_parameters"]["_instantiator"]
+    torch.save(state, "python.ckpt")
+    of_data = {name: value for name, value in options.items() if not name.startswith("model.")}
+    run(monkeypatch, "predict", "-c", "seam_ppc", "--ckpt_path=python.ckpt", **of_data, **{"masks.out": "python"})
+    assert images_of(contents("python")) == images_of(contents("masks"))
+
 
 def check_predict(voc_root: Path, monkeypatch: pytest.MonkeyPatch, *args: str, **options: str) -> None:
     """What can be asked of `predict` where there is a checkpoint, and masks of a first run in ``masks``."""

@@ -38,6 +38,18 @@ class WSSSCommandLine(LightningCLI):
             "crf:SETTINGS, or package.module.Name (a refiner of your own)",
         )
 
+    def _parse_ckpt_path(self) -> None:
+        # A model that was trained in Python: Lightning notes its options, but not its class, and could not read them.
+        chosen = self.config.get(self.config.get("subcommand"))
+        path = chosen and chosen.get("ckpt_path")
+        if path and Path(path).is_file():
+            options = torch.load(path, map_location="cpu", weights_only=True).get("hyper_parameters", {})
+            if options and "_class_path" not in options:
+                model = {"class_path": chosen.model.class_path, "dict_kwargs": options}
+                self.config = self.parser.parse_object({self.config.subcommand: {"model": model}}, self.config)
+                return
+        super()._parse_ckpt_path()
+
     def before_instantiate_classes(self) -> None:
         # By now Lightning has taken the model's options from the checkpoint, also over those of the command line.
         given = _model_options(sys.argv[1:])

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,9 @@ class MaskWriter(BasePredictionWriter):
         self.soft = soft
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        # Masks have names, so places in the data set do not matter; and nothing may be left to predict.
+        for message in ("Couldn't infer the batch indices", "Total length of `DataLoader` across ranks is zero"):
+            warnings.filterwarnings("ignore", message)
         data: Any = getattr(trainer, "datamodule", None)
         if stage == "predict" and hasattr(data, "predicted"):
             data.predicted = frozenset(path.stem for path in self.out.glob("*.png"))
