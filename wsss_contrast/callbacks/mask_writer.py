@@ -51,11 +51,13 @@ class MaskWriter(BasePredictionWriter):
         self.soft = soft
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage != "predict":
+            return
         # Masks have names, so places in the data set do not matter; and nothing may be left to predict.
         for message in ("Couldn't infer the batch indices", "Total length of `DataLoader` across ranks is zero"):
             warnings.filterwarnings("ignore", message)
         data: Any = getattr(trainer, "datamodule", None)
-        if stage == "predict" and hasattr(data, "predicted"):
+        if hasattr(data, "predicted"):
             data.predicted = frozenset(path.stem for path in self.out.glob("*.png"))
             if data.predicted:
                 rank_zero_info(f"{self.out}: has {len(data.predicted)} masks already; going on with the others")

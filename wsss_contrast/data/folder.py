@@ -29,7 +29,8 @@ from wsss_contrast.data.base import (
     some,
 )
 from wsss_contrast.data.datamodule import WSSSDataModule
-from wsss_contrast.data.transforms import IGNORE, train_transform
+from wsss_contrast.data.transforms import train_transform
+from wsss_contrast.pictures import IGNORE
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 """The files that count as photos, in small or capital letters."""

@@ -8,7 +8,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN
 from timm.data.constants import IMAGENET_DEFAULT_STD as IMAGENET_STD
 from torch import Tensor
 
-IGNORE = 255
+from wsss_contrast.pictures import IGNORE
 
 
 def train_transform(crop_size: int, resize_long: tuple[int, int] = (448, 768)) -> A.Compose:

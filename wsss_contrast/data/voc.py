@@ -20,7 +20,7 @@ from wsss_contrast.data.base import (
     some,
     stored_size,
 )
-from wsss_contrast.data.transforms import IGNORE
+from wsss_contrast.pictures import IGNORE
 
 VOC_CLASSES = (
     "aeroplane",
