@@ -216,7 +216,7 @@ def test_other_ids_are_not_mixed(voc_root: Path, out: Path) -> None:
 def test_the_record(out: Path) -> None:
     predict(out, refined(3))
     record = json.loads((out / "made_by.json").read_text())
-    assert record.keys() == {"module", "weights", "settings", "refine", "soft", "ids"}
+    assert record.keys() == {"module", "weights", "settings", "refine", "soft", "ids", "data"}
     assert record["module"] == "CAM"
     assert "'backbone': 'test_resnet'" in record["settings"]
     assert record["refine"].startswith("PixelAdaptiveRefinement(steps=3")
@@ -379,6 +379,17 @@ def test_a_photo_without_tags_has_no_soft_map(photos: Path, out: Path) -> None:
         assert scores.shape == (len(ids), *size)
         assert np.asarray(Image.open(out / f"{name}.png")).shape == SIZES[name]
     assert not np.asarray(Image.open(out / "none.png")).any()
+
+
+@pytest.mark.parametrize("change", ["size", "source of the tags"])
+def test_masks_of_other_data_options_are_not_mixed(change: str, photos: Path, out: Path) -> None:
+    predict(out, model(2), folder(photos, longest_side=30))
+    before = content(out)
+    if change == "source of the tags":
+        (photos / "tags.csv").unlink()
+    with pytest.raises(FileExistsError, match=r": data;"):
+        predict(out, model(2), folder(photos, longest_side=40 if change == "size" else 30))
+    assert content(out) == before
 
 
 @pytest.mark.parametrize("tag_threshold", [0.0, 0.99])

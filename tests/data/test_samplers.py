@@ -50,6 +50,13 @@ def test_eval_sampler_with_too_few_images():
         EvalSampler(range(2), 3, 0)
 
 
+def test_eval_sampler_may_share_too_few_images():
+    assert [list(EvalSampler(range(2), 5, rank, share=True)) for rank in range(5)] == [[0], [1], [0], [1], [0]]
+    assert [list(EvalSampler(range(5), 2, rank, share=True)) for rank in range(2)] == [[0, 2, 4], [1, 3]]
+    with pytest.raises(ValueError, match="0 images"):
+        EvalSampler([], 3, 0, share=True)
+
+
 @pytest.mark.parametrize("sampler", [EpochSampler, EvalSampler])
 def test_lightning_leaves_it_alone(sampler):
     assert issubclass(sampler, DistributedSampler)

@@ -34,7 +34,8 @@ class MaskWriter(BasePredictionWriter):
     ``Trainer.predict`` then returns nothing: the masks of a data set need not stay in memory.
 
     A file is written under a temporary name and renamed, so one that is there is whole. Run again, ``predict``
-    continues: a data module of this library leaves out the photos that have a mask. The folder remembers what made it.
+    continues: a data module of this library leaves out the photos that have a mask. The folder remembers what made it,
+    but not each photo's tags: remove the masks of photos whose tags have changed.
 
     Args:
         out: folder for the masks; made where it is missing.
@@ -93,13 +94,15 @@ class MaskWriter(BasePredictionWriter):
         for name, value in sorted(pl_module.state_dict().items()):
             weights.update(name.encode())
             weights.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        data = getattr(trainer, "datamodule", None)
         return {
             "module": type(pl_module).__qualname__,
             "weights": weights.hexdigest(),
             "settings": str(dict(pl_module.hparams)),
             "refine": _ADDRESS.sub("", repr(getattr(pl_module, "refine", None))),
             "soft": str(self.soft),
-            "ids": str(getattr(getattr(trainer, "datamodule", None), "mask_ids", None)),
+            "ids": str(getattr(data, "mask_ids", None)),
+            "data": str(getattr(data, "mask_options", {})),
         }
 
     def write_on_batch_end(

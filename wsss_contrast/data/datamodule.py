@@ -88,6 +88,11 @@ class WSSSDataModule(L.LightningDataModule, ABC):
         """The ids of background and classes in the data set's own masks; predicted masks are written in them."""
         return list(range(self.num_classes + 1))
 
+    @property
+    def mask_options(self) -> dict[str, Any]:
+        """The options that predicted masks depend on, beside the photos themselves."""
+        return {}
+
     @abstractmethod
     def dataset(self, split: str, transform: A.Compose | None = None, with_mask: bool = False) -> TaggedImageDataset:
         """Return the dataset of a split."""
@@ -119,12 +124,13 @@ class WSSSDataModule(L.LightningDataModule, ABC):
         return [self._eval_loader(dataset) for dataset in self.val_sets.values()]
 
     def predict_dataloader(self) -> DataLoader[Sample]:
-        return self._eval_loader(self.predict_set, self.predicted)
-
-    def _eval_loader(self, dataset: TaggedImageDataset, skip: Collection[str] = ()) -> DataLoader[Sample]:
-        batches = SameSizeBatches(dataset, self.eval_batch_size, skip)
+        batches = SameSizeBatches(self.predict_set, self.eval_batch_size, self.predicted)
         if len(batches) == 0:  # all are predicted; a sampler would not share nothing
             return DataLoader(batches, batch_size=None)
+        return self._loader(batches, EvalSampler(batches, share=True, **self._processes()), batch_size=None)
+
+    def _eval_loader(self, dataset: TaggedImageDataset) -> DataLoader[Sample]:
+        batches = SameSizeBatches(dataset, self.eval_batch_size)
         return self._loader(batches, EvalSampler(batches, **self._processes()), batch_size=None)
 
     def _loader(
@@ -140,7 +146,7 @@ class WSSSDataModule(L.LightningDataModule, ABC):
             **kwargs,
         )
 
-    def _processes(self) -> dict[str, int]:
+    def _processes(self) -> dict[str, Any]:
         # The strategy knows which processes share their data; without a trainer, the samplers ask torch.
         trainer = self.trainer
         return {} if trainer is None else trainer.distributed_sampler_kwargs or {}
@@ -200,6 +206,10 @@ class VOCDataModule(WSSSDataModule):
     @property
     def mask_ids(self) -> list[int]:
         return [0, *(VOC_CLASSES.index(name) + 1 for name in self.class_names)]
+
+    @property
+    def mask_options(self) -> dict[str, Any]:
+        return {"tags": self.tags}
 
     def dataset(self, split: str, transform: A.Compose | None = None, with_mask: bool = False) -> VOCDataset:
         return VOCDataset(self.root, split, self.class_names, self.tags, transform, with_mask, self.seed)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import albumentations as A
 import cv2
@@ -204,6 +204,11 @@ class FolderDataModule(WSSSDataModule):
         self.root = Path(root)
         self.longest_side = longest_side
         self.on_error: OnError = on_error
+
+    @property
+    def mask_options(self) -> dict[str, Any]:
+        source = "file" if (self.root / "tags.csv").is_file() else "classifier"
+        return {"longest_side": self.longest_side, "tags": source}
 
     def dataset(self, split: str, transform: A.Compose | None = None, with_mask: bool = False) -> FolderDataset:
         return FolderDataset(self.root, self.class_names, transform, with_mask, self.seed, self.on_error)

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sized
 from typing import Any, cast
 
 import torch.distributed as dist
-from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch.utils.data import Dataset, DistributedSampler
 
 
@@ -42,29 +41,43 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
         return ((self.epoch, index) for index in indices)
 
 
-class EvalSampler(UnrepeatedDistributedSampler):
+class EvalSampler(DistributedSampler[int]):
     """Shard in order and repeat nothing, so that a metric counts each image once.
 
     Args:
         dataset: the dataset to evaluate.
         num_replicas: number of processes; by default those of the process group, or 1 without one.
         rank: number of this process; by default the rank in the process group, or 0 without one.
+        share: with fewer images than processes, the processes that would have none repeat those of the others. For
+            predictions, which may be made twice.
 
     Raises:
-        ValueError: with fewer images than processes; a process without a batch would make the others wait.
+        ValueError: with fewer images than processes, unless they ``share``; a process without a batch would make the
+            others wait.
 
     >>> [list(EvalSampler(range(5), num_replicas=2, rank=rank)) for rank in range(2)]
     [[0, 2, 4], [1, 3]]
     """
 
     def __init__(
-        self, dataset: "Dataset[Any] | Sized", num_replicas: int | None = None, rank: int | None = None
+        self,
+        dataset: "Dataset[Any] | Sized",
+        num_replicas: int | None = None,
+        rank: int | None = None,
+        share: bool = False,
     ) -> None:
         num_replicas, rank = _processes(num_replicas, rank)
         length = len(cast(Sized, dataset))
-        if length < num_replicas:
+        if length < num_replicas and not (share and length):
             raise ValueError(f"{length} images cannot be shared among {num_replicas} processes; use fewer processes")
-        super().__init__(dataset, num_replicas, rank, shuffle=False)
+        super().__init__(cast("Dataset[Any]", dataset), num_replicas, rank, shuffle=False)
+        self.indices = range(rank, length, num_replicas) or [rank % length]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
 
 
 def _processes(num_replicas: int | None, rank: int | None) -> tuple[int, int]:
