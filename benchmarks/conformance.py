@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import conformance_csrm  # noqa: F401, registers its checks
+import conformance_csrm_losses  # noqa: F401
 import conformance_ppc  # noqa: F401
 from conformance_cases import GRADIENT_TOLERANCE, VALUE_TOLERANCE, check_file
 

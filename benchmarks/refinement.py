@@ -1,12 +1,14 @@
 """What each refiner makes of the seeds of SEAM + PPC on photographs: ``python benchmarks/refinement.py``.
 
 Trains SEAM + PPC once (see photographs.py), keeps its seeds, refines them with each refiner in a process of its own,
-and prints mIoU, seconds a photo and peak memory. Everything is a file in ``runs/refinement``; a rerun continues.
+and prints mIoU, seconds a photo and peak memory. Everything is a file in ``runs/refinement``; a rerun with the same
+arguments continues.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import multiprocessing
 import statistics
@@ -63,7 +65,13 @@ def main() -> None:
 
 def seeds(args: argparse.Namespace) -> float:
     """Write each photo with its seeds; return the background threshold that was chosen on the training photos."""
-    done = args.out / "seeds.json"
+    wanted = {name: value for name, value in vars(args).items() if name != "out"}
+    record, done = args.out / "arguments.json", args.out / "seeds.json"
+    if not any(args.out.glob("*")):
+        write_atomically(json.dumps(wanted).encode(), record)
+    known = json.loads(record.read_text()) if record.is_file() else None
+    if known != wanted:
+        raise SystemExit(f"{args.out}: has results of {known or 'unknown arguments'}; give another --out")
     if done.is_file():
         return float(json.loads(done.read_text())["threshold"])
     common = {"num_classes": len(ANIMALS), "weights": "offline", "output_stride": 16, "scales": [1.0]}
@@ -75,8 +83,9 @@ def seeds(args: argparse.Namespace) -> float:
         module.load_state_dict(torch.load(weights, weights_only=True))
     else:
         module = train(method, data, args.steps, args.seed)
-        args.out.mkdir(parents=True, exist_ok=True)
-        torch.save(module.state_dict(), weights)
+        content = io.BytesIO()
+        torch.save(module.state_dict(), content)
+        write_atomically(content.getvalue(), weights)
     data.setup("validate")
     module.eval()
     metric = module.first_metric

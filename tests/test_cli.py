@@ -73,7 +73,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 def test_configurations_are_packaged() -> None:
-    assert CONFIGS == ["cam", "folder", "seam", "seam_ppc"]
+    assert CONFIGS == ["cam", "csrm", "folder", "puzzle_cam", "seam", "seam_ppc"]
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -83,7 +83,7 @@ def test_configuration_fits(
     options = TINY | {"data.init_args.root": str(voc_root), "trainer.fast_dev_run": "1"}
     if config == "folder":
         options = FOLDER | {"data.init_args.root": str(photos), "trainer.fast_dev_run": "1"}
-    if config != "cam":
+    if config not in ("cam", "csrm", "puzzle_cam"):
         options["model.init_args.view_size"] = "24"
     run(monkeypatch, "fit", "--config", config, **options)
 
@@ -143,6 +143,8 @@ def check_predict(voc_root: Path, monkeypatch: pytest.MonkeyPatch, *args: str, *
     assert predict("from a file", "--config=mine.yaml") == plain
     with pytest.raises(SystemExit, match=r"^wsss-contrast: unknown refiner 'nonsense'; give none, par, crf"):
         predict("nonsense", "--refine=nonsense")
+    with pytest.raises(SystemExit, match=r"^wsss-contrast: refiner 'os.getcwd' gives '.*', which can't be called"):
+        predict("nonsense", "--refine=os.getcwd")
     assert not Path("nonsense").exists()
 
     # Soft maps, and scores of what was written.
@@ -237,7 +239,7 @@ def test_masks_have_the_ids_of_voc(voc_root: Path, folder: Path, monkeypatch: py
     monkeypatch.undo()
     monkeypatch.chdir(folder)
     if find_spec("pydensecrf") is not None:
-        monkeypatch.setattr(os, "cpu_count", lambda: 1)
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
         crf = options | {"ckpt_path": "runs/cam/last.ckpt", "masks.out": "crf", "refine": "crf"}
         run(monkeypatch, "predict", "--config=cam", **crf)
         assert images_of(contents("crf")).keys() == {"a_1.png", "a_2.png", "a_3.png"}
@@ -257,8 +259,31 @@ def test_checkpoint_is_needed(command: str, voc_root: Path, folder: Path, monkey
     options = TINY | {"data.init_args.root": str(voc_root)}
     with pytest.raises(SystemExit, match=f"{command} needs --ckpt_path"):
         run(monkeypatch, command, "--config=cam", **options)
-    with pytest.raises(SystemExit, match=r"missing\.ckpt"):
+    options["data.init_args.root"] = "nowhere"  # the checkpoint is read first
+    with pytest.raises(SystemExit, match=r"^wsss-contrast: missing\.ckpt: no such checkpoint$"):
         run(monkeypatch, command, "--config=cam", "--ckpt_path=missing.ckpt", **options)
+
+
+@pytest.mark.parametrize("content", [None, [1], {"weight": 1}])
+def test_what_is_no_checkpoint(content: object, voc_root: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if content is None:
+        Path("bad.ckpt").write_text("hello")
+    else:
+        torch.save(content, "bad.ckpt")
+    reason = "cannot be read as a checkpoint" if content is None else "is no checkpoint of Lightning"
+    options = TINY | {"data.init_args.root": str(voc_root), "ckpt_path": "bad.ckpt"}
+    with pytest.raises(SystemExit, match=rf"^wsss-contrast: bad\.ckpt: {reason}"):
+        run(monkeypatch, "predict", "--config=cam", **options)
+
+
+@pytest.mark.parametrize("option", ["refine", "masks.out"])
+@pytest.mark.parametrize("command", ["fit", "validate"])
+def test_options_of_predict_are_of_no_other_command(
+    command: str, option: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        run(monkeypatch, command, "--config=cam", **TINY, **{"data.init_args.root": "nowhere", option: "none"})
+    assert f"--{option}=none" in capsys.readouterr().err
 
 
 def test_file_of_a_packaged_name_wins(folder: Path) -> None:

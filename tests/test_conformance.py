@@ -208,7 +208,7 @@ def test_ties_without_their_siblings_are_skipped_but_the_file_is_not_passed(
     [
         ("psa_20x20.pt", "not yet"),
         ("irn_22x30.pt", "not yet"),
-        ("puzzle.pt", "not yet"),
+        ("pnoc.pt", "not yet"),
         ("mine.pt", "unknown"),
     ],
 )

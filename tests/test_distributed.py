@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from wsss_contrast import distributed
 from wsss_contrast.losses import PixelDraws, PrototypeContrast
 
+from .losses import distributed_cases as csrm
 from .losses.cases import Views, draws, views
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="needs torch.distributed")
@@ -58,6 +60,14 @@ def rows_of(rank: int, split: tuple[int, ...]) -> slice:
     return slice(sum(split[:rank]), sum(split[: rank + 1]))
 
 
+def csrm_results(split: tuple[int, ...], rank: int) -> dict[str, object]:
+    """CSRM's losses and memory on a rank's images."""
+    rows = rows_of(rank, split)
+    results = {name: csrm.term(name, rows) for name in csrm.TERMS}
+    results |= {name: csrm.contrast(name, rows, rank) for name in csrm.CONTRASTS}
+    return results | {str(dtype): csrm.push(rows, dtype) for dtype in (torch.float32, torch.float16)}
+
+
 def run_rank(rank: int, world: int, folder: str) -> None:
     """One process: every case on its rows of the batch, and the collectives alone."""
     torch.set_num_threads(1)
@@ -70,6 +80,10 @@ def run_rank(rank: int, world: int, folder: str) -> None:
         pixels = slice(rows.start * HEIGHT * WIDTH, rows.stop * HEIGHT * WIDTH)
         mine = PixelDraws(*(x[:, pixels] for x in numbers))
         results[split, setting] = step(setting, part, mine, valid[rows])
+    for split, counts in SPLITS[world].items():
+        results["csrm", split] = csrm_results(counts, rank)
+    own = list(range(6))[rows_of(rank, SPLITS[world]["equal"])]
+    results["total"] = {compat: csrm.total(own, 1, compat) for compat in ("paper", "official")}
     for split, counts in {**SPLITS[world], "none": (0,) * world}.items():
         for dtype in (torch.float32, torch.int64, torch.bool):
             own = (torch.arange(sum(counts) * 6).reshape(-1, 2, 3) % 5).to(dtype)[rows_of(rank, counts)]
@@ -103,6 +117,69 @@ def test_processes_equal_one_process(ranks: list[dict], split: str, setting: str
         for view in (0, 1):
             gradient = torch.cat([gradients[name][view] for _, gradients in parts]) / len(ranks)
             torch.testing.assert_close(gradient, slopes[name][view], **close)
+
+
+CLOSE = {"rtol": 1e-9, "atol": 1e-12}
+
+
+@functools.cache
+def one_process() -> dict[str, object]:
+    return csrm_results((6,), 0)
+
+
+@pytest.mark.parametrize("name", [*csrm.TERMS, *csrm.CONTRASTS])
+@pytest.mark.parametrize("split", ["equal", "unequal", "empty"])
+def test_csrm_processes_equal_one_process(ranks: list[dict], split: str, name: str) -> None:
+    """Value, gradient, and after each of three steps the memory, whose rows are in rank order."""
+    expected = one_process()[name]
+    found = [rank["csrm", split][name] for rank in ranks]
+    if name in csrm.TERMS:
+        expected, found = [expected], [[result] for result in found]
+    for step, (value, slope, memory) in enumerate(expected):
+        assert value > 0
+        parts = [results[step] for results in found]
+        torch.testing.assert_close(torch.stack([part[0] for part in parts]).mean(), value, **CLOSE)
+        torch.testing.assert_close(torch.cat([part[1] for part in parts]) / len(ranks), slope, **CLOSE)
+        for _, _, of_rank in parts:
+            assert all(torch.equal(ours, theirs) for ours, theirs in zip(of_rank, memory, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("split", ["equal", "unequal", "empty"])
+def test_memory_of_processes_is_that_of_one(ranks: list[dict], split: str, dtype: torch.dtype) -> None:
+    expected = one_process()[str(dtype)]
+    assert all(len(rows) for rows in expected)
+    for rank in ranks:
+        found = rank["csrm", split][str(dtype)]
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("compat", ["paper", "official"])
+def test_csrm_total_of_processes(ranks: list[dict], compat: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each rank's first image is labelled. One process has all labelled images first; but its contrast takes images,
+    candidates and the memory's rows in another order than the ranks, and so draws others: here the ranks' order is put
+    to it."""
+    each = 6 // len(ranks)
+    first = [rank * each for rank in range(len(ranks))]
+    order = first + [image for image in range(6) if image not in first]
+    back = torch.tensor(order).argsort()
+    forward = csrm.UnreliablePixelContrast.forward
+
+    def in_rank_order(self, *inputs, **keywords):
+        return forward(self, *(x[back] if isinstance(x, Tensor) else x for x in inputs), **keywords)
+
+    monkeypatch.setattr(csrm.UnreliablePixelContrast, "forward", in_rank_order)
+    expected = csrm.total(order, len(ranks), compat)
+    found = [rank["total"][compat] for rank in ranks]
+    for name, value in expected["terms"].items():
+        assert value > 0
+        torch.testing.assert_close(torch.stack([part["terms"][name] for part in found]).mean(), value, **CLOSE)
+        for index in range(3):
+            slope = torch.cat([part["slopes"][name][index] for part in found]) / len(ranks)
+            torch.testing.assert_close(slope, expected["slopes"][name][index][back], **CLOSE)
+    for part in found:
+        for ours, theirs in zip(part["bank"], expected["bank"], strict=True):
+            assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.bool], ids=str)

@@ -157,6 +157,22 @@ def test_a_choice_of_voc_classes(tmp_path: Path) -> None:
     ]
 
 
+def test_truth_of_no_class_of_voc(tmp_path: Path) -> None:
+    folder = write(tmp_path / "masks", {"a": [[0, 8]]})
+    truth = write(tmp_path / "truth", {"a": [[8, 21]]})
+    with pytest.raises(SystemExit, match=r"truth/a\.png: has the ids \[21\], expected only \[0, 1, .*, 20, 255\]"):
+        run(folder, truth, "--voc-ids", classes="cat")
+
+
+def test_a_mask_has_ids_for_254_classes(tmp_path: Path) -> None:
+    folder = write(tmp_path / "masks", {"a": [[0, 254]]})
+    names = [f"class{number}" for number in range(1, 256)]
+    rows = run(folder, folder, classes=" ".join(names[:254]))
+    assert [row[0] for row in rows if row[1] == "100.00"] == ["background", "class254", "mean"]
+    with pytest.raises(SystemExit, match=r"^wsss-contrast: --classes: 255 classes, but a mask has ids for 254"):
+        run(folder, folder, classes=" ".join(names))
+
+
 @pytest.mark.parametrize("options", [(), ("--voc-ids",)])
 def test_without_classes_they_are_those_of_voc(options: tuple[str, ...], tmp_path: Path) -> None:
     ids = {"a": [[0, 20, 8, 8]]}
@@ -176,13 +192,19 @@ def test_a_list_chooses_masks(masks: Path, truth: Path, capsys: pytest.CaptureFi
     assert "\n1 masks. Written" in capsys.readouterr().out
 
 
+def test_a_list_of_pairs_as_voc_data_has_it(masks: Path, truth: Path) -> None:
+    listed = masks.parent / "list.txt"
+    listed.write_text("/JPEGImages/a.jpg /SegmentationClassAug/a.png\n")
+    assert run(masks, truth, "--list", str(listed))[2][1:] == percent(IOU[1], PRECISION[1], RECALL[1])
+
+
 def cell(sheet: Path, row: int, column: int) -> np.ndarray:
     """A picture of the sheet; pictures are 160 pixels wide."""
     left, top = 4 + 164 * column, 18 + 164 * row
     return np.asarray(Image.open(sheet).convert("RGB"))[top : top + 80, left : left + 160]
 
 
-@pytest.mark.parametrize("suffix", [None, ".jpg", ".jpeg", ".png"])
+@pytest.mark.parametrize("suffix", [None, ".jpg", ".jpeg", ".png", ".JPG", ".tif", ".BMP"])
 def test_the_sheet_shows_photo_truth_and_mask(suffix: str | None, masks: Path, truth: Path) -> None:
     options: list[str] = []
     if suffix is not None:
@@ -201,6 +223,21 @@ def test_the_sheet_shows_photo_truth_and_mask(suffix: str | None, masks: Path, t
         picture = cell(sheet, 0, column).astype(int)
         red[column] = [bool(picture[y, x, 0] - picture[y, x, 1] > 30) for y, x in ((2, 2), (2, -3), (-3, 2), (-3, -3))]
     assert red == {1: [False, False, True, True], 2: [False, True, True, False]}
+
+
+def test_masks_of_stored_and_of_upright_photos(tmp_path: Path) -> None:
+    """VOC's masks belong to the photo as it is stored, those of a `FolderDataset` to the upright one."""
+    stored = np.array([[0, 1, 1, 1], [0, 1, 1, 1]])
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "a.1.jpg").write_text("the photo of a.1.png")
+    on_its_side = Image.Exif()
+    on_its_side[0x0112] = 6
+    Image.new("RGB", (4, 2), (250, 250, 250)).save(photos / "a.jpg", exif=on_its_side)
+    for name, mask in {"stored": stored, "upright": stored.T}.items():
+        folder = write(tmp_path / name, {"a": mask.tolist()})
+        run(folder, folder, "--photos", str(photos), classes="one")
+        assert cell(tmp_path / "out" / "sheet.png", 0, 0)[:, :80].mean() > 245
 
 
 def test_the_sheet_has_eight_rows_spread_over_all_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,7 +277,7 @@ def _truncate(root: Path) -> None:
 
 
 def _list(text: str) -> Callable[[Path], None]:
-    return lambda root: (root / "list.txt").write_text(text) and None
+    return lambda root: (root / "list.txt").write_text(text, encoding="latin-1") and None
 
 
 def _photos(*names: str, size: tuple[int, int] = (4, 2)) -> Callable[[Path], None]:
@@ -264,8 +301,10 @@ PROBLEMS: dict[str, tuple[Callable[[Path], object], tuple[str, ...], str]] = {
     "empty folder": (_empty, (), r"masks: has no masks"),
     "no truth of a mask": (lambda root: (root / "truth/b.png").unlink(), (), r"truth/b\.png: no such mask"),
     "no mask of the list": (_list("a\nc\nd\n"), LIST, r"masks/c\.png \(and 1 more\): no such mask"),
-    "no list": (lambda root: None, LIST, r"list\.txt: no such file"),
-    "empty list": (_list("\n"), LIST, r"list\.txt: lists no mask"),
+    "no list": (lambda root: None, LIST, r"No such file.*list\.txt"),
+    "empty list": (_list("\n"), LIST, r"list\.txt: lists no image"),
+    "name twice": (_list("a\nb\na\n"), LIST, r"list\.txt, line 3: a is listed twice"),
+    "list of another encoding": (_list("\xe9"), LIST, r"list\.txt: is no UTF-8 text"),
     "other ids": (_mask("masks/b.png", [[0, 3, 7]] * 3), (), r"masks/b\.png: has the ids \[3, 7\].*only \[0, 1, 2\]"),
     "255": (_mask("masks/b.png", [[0, 255, 1]] * 3), (), r"masks/b\.png: has the ids \[255\]"),
     "other ids where the truth is 255": (
@@ -273,15 +312,29 @@ PROBLEMS: dict[str, tuple[Callable[[Path], object], tuple[str, ...], str]] = {
         (),
         r"masks/b\.png: has the ids \[9\]",
     ),
+    "other ids in the truth": (
+        _mask("truth/b.png", [[0, 77, 255], [0, 3, 1], [2, 0, 0]]),
+        (),
+        r"truth/b\.png: has the ids \[3, 77\], expected only \[0, 1, 2, 255\]",
+    ),
     "another size": (_mask("masks/b.png", [[0, 1, 1]] * 2), (), r"masks/b\.png: .* 3x2 pixels.*truth/b\.png is 3x3"),
     "another size of the truth": (_mask("truth/a.png", [[0] * 5] * 2), (), r"masks/a\.png: .* 4x2 .*a\.png is 5x2"),
     "corrupt mask": (_truncate, (), r"masks/b\.png: cannot be read"),
     "no image": (lambda root: (root / "truth/b.png").write_text("mask"), (), r"truth/b\.png: cannot be read"),
     "RGB mask": (lambda root: Image.new("RGB", (3, 3)).save(root / "masks/b.png"), (), r"masks/b\.png: .*mode RGB"),
     "RGB truth": (lambda root: Image.new("RGB", (3, 3)).save(root / "truth/b.png"), (), r"truth/b\.png: .*mode RGB"),
-    "unknown class": (lambda root: None, ("--voc-ids",), r"one, two: no class of VOC; these are aeroplane, "),
-    "no photos": (lambda root: None, PHOTOS, r"photos/a\.jpg: no such photo"),
-    "no photo": (_photos("a.png"), PHOTOS, r"photos/b\.jpg: no such photo"),
+    "unknown class": (
+        lambda root: None,
+        ("--voc-ids",),
+        r"--classes: unknown class 'one'; known classes: .*boat",
+    ),
+    "class twice": (lambda root: None, ("--classes", "one", "one"), r"--classes: class 'one' is named twice"),
+    "background as a class": (lambda root: None, ("--classes", "background", "one"), r"'background' is named twice"),
+    "sheet among the masks": (lambda root: None, ("--out", "./masks"), r"--out masks: sheet\.png would lie among the"),
+    "sheet among the truth": (lambda root: None, ("--out", "truth"), r"--out truth: sheet\.png would lie among the"),
+    "no photos": (lambda root: None, PHOTOS, r"photos: has no photo a"),
+    "no photo": (_photos("a.png"), PHOTOS, r"photos: has no photo b"),
+    "other files": (_photos("a.png", "b.gif"), PHOTOS, r"photos: has no photo b"),
     "photo of another size": (_photos("a.jpg", "b.jpg"), PHOTOS, r"b\.png: .* 3x3 pixels, .*photos/b\.jpg is 4x2"),
 }
 
@@ -303,11 +356,22 @@ def test_problem_is_named_and_nothing_is_written(
     assert capsys.readouterr().out == ""
 
 
+def test_what_was_not_written_is_not_said_to_be(masks: Path, truth: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (masks.parent / "out").write_text("a file")
+    with pytest.raises(SystemExit, match=r"^wsss-contrast: .*File exists: '.*out'"):
+        run(masks, truth)
+    shown = capsys.readouterr().out
+    assert "mean IoU      57.4" in shown
+    assert "Written" not in shown
+
+
 def test_the_function_raises_a_data_error(masks: Path, truth: Path) -> None:
     with pytest.raises(DataError, match=r"b\.png: has the ids \[2\]"):
         evaluate(masks, truth, [0, 1])
-    with pytest.raises(DataError, match=r"masks/c\.png: no such mask"):
+    with pytest.raises(DataError, match=r"masks/c\.png: cannot be read .*No such file"):
         evaluate(masks, truth, [0, 1, 2], ["a", "c"])
+    with pytest.raises(DataError, match=r"truth/b\.png: has the ids \[2\]"):
+        evaluate(write(masks.parent / "zeros", {"b": np.zeros((3, 3), int).tolist()}), truth, [0, 1])
 
 
 def test_nothing_to_count_is_an_error(tmp_path: Path) -> None:

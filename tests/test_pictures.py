@@ -1,5 +1,6 @@
 """Masks as palette images, and the sheet."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,21 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(OSError, match="disk full"):
         write_atomically(b"a whole file", tmp_path / "mask.png")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_appears_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under its own name there is nothing, or the file before, until the new one is renamed."""
+    path, real, renamed = tmp_path / "mask.png", os.replace, []
+    path.write_bytes(b"before")
+
+    def spy(temporary: Path, target: Path) -> None:
+        renamed.append((temporary.read_bytes(), target, path.read_bytes()))
+        real(temporary, target)
+
+    monkeypatch.setattr(os, "replace", spy)
+    write_atomically(b"a whole file", path)
+    assert renamed == [(b"a whole file", path, b"before")]
+    assert [(file, file.read_bytes()) for file in tmp_path.iterdir()] == [(path, b"a whole file")]
 
 
 def test_sheet_shows_every_picture() -> None:

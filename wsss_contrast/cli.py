@@ -6,12 +6,13 @@ import sys
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from wsss_contrast import __version__, callbacks, data, demo, evaluation, modules
-from wsss_contrast.refine import refiner
+from wsss_contrast.refine import WorkerError, refiner
 
 DESCRIPTION = """Weakly supervised semantic segmentation: masks from image tags.
 
@@ -30,24 +31,28 @@ class WSSSCommandLine(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
-        parser.add_lightning_class_args(callbacks.MaskWriter, "masks")
-        parser.add_argument(
-            "--refine",
-            default="par",
-            help="refines the masks of `predict`: none, par (pixel-adaptive refinement), crf (dense CRF), "
-            "crf:SETTINGS, or package.module.Name (a refiner of your own)",
-        )
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "predict":
+            parser.add_lightning_class_args(callbacks.MaskWriter, "masks")
+            parser.add_argument(
+                "--refine",
+                default="par",
+                help="refines the masks: none, par (pixel-adaptive refinement), crf (dense CRF, in a process for each "
+                "CPU), crf:SETTINGS, or package.module.Name (a refiner of your own; with PYTHONPATH=. for a module in this "
+                "folder)",
+            )
+        return parser
 
     def _parse_ckpt_path(self) -> None:
         # A model that was trained in Python: Lightning notes its options, but not its class, and could not read them.
         chosen = self.config.get(self.config.get("subcommand"))
-        path = chosen and chosen.get("ckpt_path")
-        if path and Path(path).is_file():
-            options = torch.load(path, map_location="cpu", weights_only=True).get("hyper_parameters", {})
-            if options and "_class_path" not in options:
-                model = {"class_path": chosen.model.class_path, "dict_kwargs": options}
-                self.config = self.parser.parse_object({self.config.subcommand: {"model": model}}, self.config)
-                return
+        options = _checkpoint(chosen and chosen.get("ckpt_path")).get("hyper_parameters", {})
+        if options and "_class_path" not in options:
+            model = {"class_path": chosen.model.class_path, "dict_kwargs": options}
+            self.config = self.parser.parse_object({self.config.subcommand: {"model": model}}, self.config)
+            return
         super()._parse_ckpt_path()
 
     def before_instantiate_classes(self) -> None:
@@ -59,9 +64,9 @@ class WSSSCommandLine(LightningCLI):
             return
         # What a trained model scores or predicts is of the classes that it was trained on.
         config = self.config[self.subcommand]
-        chosen, path = config.data.get("init_args"), config.ckpt_path
-        if chosen and "classes" in chosen and chosen.classes is None and Path(path or "").is_file():
-            chosen.classes = torch.load(path, map_location="cpu", weights_only=True).get("class_names")
+        chosen = config.data.get("init_args")
+        if chosen and "classes" in chosen and chosen.classes is None:
+            chosen.classes = _checkpoint(config.ckpt_path).get("class_names")
 
     def before_fit(self) -> None:
         every, epochs = self.trainer.check_val_every_n_epoch, self.trainer.max_epochs
@@ -116,7 +121,10 @@ def main(args: Sequence[str] | None = None) -> None:
             parser_kwargs={"description": DESCRIPTION.format(names=", ".join(packaged_configs()))},
             save_config_kwargs={"overwrite": True},
         )
-    except (data.DataError, callbacks.TapError, callbacks.OptimizerError, FileNotFoundError, FileExistsError) as error:
+    except (
+        *(data.DataError, callbacks.TapError, callbacks.OptimizerError),
+        *(WorkerError, FileNotFoundError, FileExistsError),
+    ) as error:
         sys.exit(f"wsss-contrast: {error}")
     except ValueError as error:
         if not isinstance(error.__cause__, data.DataError):  # jsonargparse wraps what a constructor raises
@@ -130,6 +138,22 @@ def packaged_configs() -> dict[str, Path]:
     """The configurations in the package, by name."""
     folder = Path(str(files("wsss_contrast") / "configs"))
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def _checkpoint(path: str | Path | None) -> dict[str, Any]:
+    """What a checkpoint holds; nothing where Lightning has to find it: ``last``, an address."""
+    path = str(path or "")
+    if not Path(path).is_file():
+        if path.endswith(".ckpt") and "://" not in path and not Path(path).exists():
+            raise data.DataError(f"{path}: no such checkpoint")
+        return {}
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises what its unpickler stumbles on
+        raise data.DataError(f"{path}: cannot be read as a checkpoint ({error})") from error
+    if not isinstance(state, dict) or "state_dict" not in state:
+        raise data.DataError(f"{path}: is no checkpoint of Lightning")
+    return state
 
 
 def _model_options(args: Sequence[str]) -> list[str]:

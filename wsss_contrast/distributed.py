@@ -15,6 +15,11 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def rank() -> int:
+    """The number of this process, 0 without a process group."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
 def step_generator(trainer: Any, seed: int, device: torch.device) -> torch.Generator:
     """A generator for the random draws of a training step, keyed by seed, step and rank.
 
@@ -38,6 +43,18 @@ def all_gather(x: Tensor) -> Tensor:
     return torch.stack(parts)
 
 
+def joined_mean(total: Tensor, count: Tensor) -> Tensor:
+    """A rank's share of the mean over the joined batch, times the number of ranks; 0 with a graph of nothing.
+
+    The mean over ranks, which DDP takes of gradients, is then the mean of one process on the joined batch.
+
+    Args:
+        total: sum over this rank's elements, a scalar with a graph.
+        count: their number.
+    """
+    return total * world_size() / all_gather(count).sum(dim=0).clamp_min(1)
+
+
 def all_gather_rows(x: Tensor) -> tuple[Tensor, int]:
     """Concatenate the rows of every rank, in rank order. No gradient flows.
 
@@ -56,4 +73,4 @@ def all_gather_rows(x: Tensor) -> tuple[Tensor, int]:
     padding = [0, 0] * (x.dim() - 1) + [0, max(counts) - x.shape[0]]
     padded = all_gather(F.pad(x.detach(), padding))
     joined = torch.cat([part[:n] for part, n in zip(padded, counts, strict=True)])
-    return joined, sum(counts[: dist.get_rank()])
+    return joined, sum(counts[: rank()])

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import csv
+import glob
 import io
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,9 @@ from numpy.typing import NDArray
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from wsss_contrast.data import VOC_CLASSES, DataError
-from wsss_contrast.data.base import mask_size_problem, read_image, read_mask, some
+from wsss_contrast.data.base import check_class_names, mask_size_problem, read_image, read_mask, some
+from wsss_contrast.data.folder import IMAGE_SUFFIXES
+from wsss_contrast.data.voc import read_list
 from wsss_contrast.metrics import SegmentationScores, segmentation_scores
 from wsss_contrast.pictures import IGNORE, picture_sheet, png, write_atomically
 
@@ -24,22 +27,29 @@ _SHOWN = 8  # rows of the sheet
 
 
 def evaluate(
-    masks: Path, truth: Path, ids: Sequence[int], names: Sequence[str] | None = None, count_absent: bool = False
+    masks: Path,
+    truth: Path,
+    ids: Sequence[int],
+    names: Sequence[str] | None = None,
+    count_absent: bool = False,
+    uncounted: Iterable[int] = (),
 ) -> SegmentationScores:
     """Score masks against the truth, over all pixels of all masks.
 
     Args:
         masks: folder of masks, ``NAME.png``, palette or grey, of class ids.
         truth: folder of true masks with the same names and sizes.
-        ids: the ids of background and classes in both. Other ids in the truth, and 255, are not counted.
+        ids: the ids of background and classes in both, 0 to 254. Pixels that are 255 in the truth are not counted.
         names: which masks; by default all in ``masks``.
         count_absent: count a class that occurs nowhere as IoU 0.
+        uncounted: further ids that the truth may have; their pixels are not counted.
 
     Raises:
-        DataError: a folder or file that is missing, a mask of another size, of other ids or that can't be read; names
-            the file.
+        DataError: a folder or file that is missing, a mask or truth of another size, of other ids or that can't be
+            read; names the file.
     """
-    names = mask_names(masks, truth, names)
+    names = mask_names(masks, truth) if names is None else names
+    in_truth = {*ids, *uncounted, IGNORE}
     place = np.full(256, IGNORE)
     place[list(ids)] = np.arange(len(ids))
     confusion = torch.zeros(len(ids), len(ids), dtype=torch.long)
@@ -49,9 +59,10 @@ def evaluate(
         problem = mask_size_problem(path, predicted.shape, true_path, true.shape)
         if problem is not None:
             raise DataError(problem)
-        wrong = sorted(set(np.unique(predicted).tolist()) - set(ids))
-        if wrong:
-            raise DataError(f"{path}: has the ids {wrong}, expected only {list(ids)}")
+        for file, mask, known in ((path, predicted, set(ids)), (true_path, true, in_truth)):
+            wrong = sorted(set(np.unique(mask).tolist()) - known)
+            if wrong:
+                raise DataError(f"{file}: has the ids {wrong}, expected only {sorted(known)}")
         confusion += multiclass_confusion_matrix(
             torch.from_numpy(place[predicted]), torch.from_numpy(place[true]), len(ids), ignore_index=IGNORE
         )
@@ -60,7 +71,7 @@ def evaluate(
     return segmentation_scores(confusion, count_absent)
 
 
-def mask_names(masks: Path, truth: Path, names: Sequence[str] | None) -> list[str]:
+def mask_names(masks: Path, truth: Path, names: Sequence[str] | None = None) -> list[str]:
     """The masks to score; all are there, and so is the truth of each."""
     for folder in (masks, truth):
         if not folder.is_dir():
@@ -109,48 +120,44 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--voc-ids", action="store_true", help="the ids are VOC's, and --classes a choice; others are not counted"
     )
-    parser.add_argument("--list", type=Path, help="file with the names of the masks to score, one a line")
-    parser.add_argument("--photos", type=Path, help="folder of the photos, NAME.jpg or NAME.png, for the sheet")
+    parser.add_argument(
+        "--list", type=Path, help="file with the names of the masks to score, one a line, or a list of VOC"
+    )
+    parser.add_argument("--photos", type=Path, help="folder of the photos, NAME.jpg, .png, ..., for the sheet")
     parser.add_argument("--count-absent", action="store_true", help="count a class that occurs nowhere as IoU 0")
     parser.add_argument("--out", type=Path, default=Path("runs/evaluate"), help="folder for scores.csv and sheet.png")
     options = parser.parse_args(args)
     try:
         classes, ids = _classes(options.classes, options.voc_ids)
-        names = mask_names(options.masks, options.truth, None if options.list is None else _listed(options.list))
-        scores = evaluate(options.masks, options.truth, ids, names, options.count_absent)
+        if options.out.resolve() in (options.masks.resolve(), options.truth.resolve()):
+            raise DataError(f"--out {options.out}: sheet.png would lie among the masks; give another folder")
+        listed = None if options.list is None else read_list(options.list, spaces=True)
+        names = mask_names(options.masks, options.truth, listed)
+        uncounted = range(len(VOC_CLASSES) + 1) if options.voc_ids else ()
+        scores = evaluate(options.masks, options.truth, ids, names, options.count_absent, uncounted)
         sheet = _sheet(options, names)
-    except DataError as error:
+        print(as_table(scores, classes))
+        absent = [name for name, value in zip(classes, scores.iou.tolist(), strict=True) if math.isnan(value)]
+        if absent:
+            treated = "counted as 0" if options.count_absent else "left out of the mean"
+            print(f"in no mask, and {treated}: {', '.join(absent)}")
+        write_atomically(as_csv(scores, classes).encode(), options.out / "scores.csv")
+        write_atomically(sheet, options.out / "sheet.png")
+        print(f"{len(names)} masks. Written: {options.out / 'scores.csv'}, {options.out / 'sheet.png'}")
+    except (DataError, OSError) as error:
         sys.exit(f"wsss-contrast: {error}")
-    print(as_table(scores, classes))
-    absent = [name for name, value in zip(classes, scores.iou.tolist(), strict=True) if math.isnan(value)]
-    if absent:
-        treated = "counted as 0" if options.count_absent else "left out of the mean"
-        print(f"in no mask, and {treated}: {', '.join(absent)}")
-    print(f"{len(names)} masks. Written: {options.out / 'scores.csv'}, {options.out / 'sheet.png'}")
-    write_atomically(as_csv(scores, classes).encode(), options.out / "scores.csv")
-    write_atomically(sheet, options.out / "sheet.png")
 
 
 def _classes(names: Sequence[str] | None, voc_ids: bool) -> tuple[list[str], list[int]]:
     """Names of background and classes, and their ids."""
-    if names is None:
-        return ["background", *VOC_CLASSES], list(range(len(VOC_CLASSES) + 1))
-    unknown = [name for name in names if voc_ids and name not in VOC_CLASSES]
-    if unknown:
-        raise DataError(f"{', '.join(unknown)}: no class of VOC; these are {', '.join(VOC_CLASSES)}")
-    if not voc_ids:
-        return ["background", *names], list(range(len(names) + 1))
-    return ["background", *names], [0, *(VOC_CLASSES.index(name) + 1 for name in names)]
-
-
-def _listed(path: Path) -> list[str]:
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
-    names = [line.strip() for line in lines if line.strip()]  # a name may have spaces
-    if not names:
-        raise DataError(f"{path}: lists no mask")
-    return names
+    known = ["background", *VOC_CLASSES]
+    try:
+        chosen = check_class_names(["background", *(names or VOC_CLASSES)], known if voc_ids else None)
+    except ValueError as error:
+        raise DataError(f"--classes: {error}") from error
+    if len(chosen) > IGNORE:
+        raise DataError(f"--classes: {len(chosen) - 1} classes, but a mask has ids for {IGNORE - 1}")
+    return chosen, [known.index(name) for name in chosen] if voc_ids else list(range(len(chosen)))
 
 
 def _sheet(options: argparse.Namespace, names: Sequence[str]) -> bytes:
@@ -165,12 +172,14 @@ def _sheet(options: argparse.Namespace, names: Sequence[str]) -> bytes:
 def _photo(folder: Path | None, mask_path: Path, mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
     if folder is None:
         return np.full((*mask.shape, 3), 128, np.uint8)
-    paths = [folder / f"{mask_path.stem}{suffix}" for suffix in (".jpg", ".jpeg", ".png")]
-    found = next((path for path in paths if path.is_file()), None)
-    if found is None:
-        raise DataError(f"{paths[0]}: no such photo")
-    photo = read_image(found, upright=True)
-    problem = mask_size_problem(mask_path, mask.shape, found, photo.shape)
-    if problem is not None:
-        raise DataError(problem)
-    return photo
+    name = mask_path.stem
+    files = folder.glob(f"{glob.escape(name)}.*")
+    found = sorted(path for path in files if path.stem == name and path.suffix.lower() in IMAGE_SUFFIXES)
+    if not found:
+        raise DataError(f"{folder}: has no photo {name}")
+    for upright in (False, True):  # masks of VOC belong to the stored photo, those of a FolderDataset to the upright
+        photo = read_image(found[0], upright)
+        problem = mask_size_problem(mask_path, mask.shape, found[0], photo.shape)
+        if problem is None:
+            return photo
+    raise DataError(problem)

@@ -14,6 +14,8 @@ import lightning as L
 import torch
 import torch.distributed as dist
 
+from wsss_contrast.callbacks import EMATeacherCallback
+
 from .hosts import FeatureNorm, Groups, OneView, Photos, Spy, TwoView, contrast, loader, ppc, trainer, weights
 
 
@@ -35,6 +37,7 @@ class Keep(Spy):
 
     def now(self, trainer: Any, module: L.LightningModule) -> dict[str, Any]:
         parts = {c.name: weights(c.parts) for c in trainer.callbacks if hasattr(c, "parts")}
+        parts |= {c.name: weights(c.teacher) for c in trainer.callbacks if hasattr(c, "teacher")}
         return {"host": weights(module), "parts": parts}
 
 
@@ -81,6 +84,7 @@ CASES: dict[str, tuple[type[OneView], Any, dict[str, Any]]] = {
     "none_on_one_double": (NoneOnOne, lambda: [ppc()], {"precision": "64-true"}),
     "none_on_all": (NoneOnAll, lambda: [ppc()], {}),
     "same_photos": (TwoView, lambda: [FeatureNorm()], {"use_distributed_sampler": False}),
+    "teacher": (Groups, lambda: [EMATeacherCallback("body"), ppc()], {}),
     "joined": (Half, exact, {"use_distributed_sampler": False}),
 }
 

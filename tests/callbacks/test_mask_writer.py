@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,14 @@ from PIL import Image
 from torch import Tensor
 
 from wsss_contrast.callbacks import MaskWriter, mask_writer
-from wsss_contrast.data import SHAPES_CLASSES, FolderDataModule, ShapesDataModule, VOCDataModule, WSSSDataModule
+from wsss_contrast.data import (
+    SHAPES_CLASSES,
+    FolderDataModule,
+    ShapesDataModule,
+    ShapesDataset,
+    VOCDataModule,
+    WSSSDataModule,
+)
 from wsss_contrast.modules import CAM, SEAM
 from wsss_contrast.refine import PixelAdaptiveRefinement
 
@@ -211,6 +220,43 @@ def test_other_ids_are_not_mixed(voc_root: Path, out: Path) -> None:
     with pytest.raises(FileExistsError, match=r": ids;"):
         predict(out, model(3), voc(voc_root, classes=["dog", "cat", "person"]))
     assert content(out) == before
+
+
+def test_photos_of_another_folder_are_not_mixed(voc_root: Path, photos: Path, out: Path) -> None:
+    """They may have the same names."""
+    makers: list[Callable[[Path], WSSSDataModule]] = [voc, folder]
+    for make, root in zip(makers, (voc_root, photos), strict=True):
+        other, link = root.with_name("other"), root.with_name("link")
+        shutil.copytree(root, other)
+        link.symlink_to(root)
+        module = model(make(root).num_classes)
+        predict(out, module, make(root))
+        before = content(out)
+        with pytest.raises(FileExistsError, match=r": data;"):
+            predict(out, module, make(other))
+        assert predict(out, module, make(link)) == []
+        assert content(out) == before
+        for path in (other, out):
+            shutil.rmtree(path)
+        link.unlink()
+
+
+def test_other_drawings_are_not_mixed(out: Path) -> None:
+    predict(out)
+    for options in ({"seed": 1}, {"size": 64}):
+        with pytest.raises(FileExistsError, match=r": data;"):
+            predict(out, data=ShapesDataModule(train_length=1, val_length=5, **{"size": 48} | options))
+
+
+@pytest.mark.parametrize("damaged", ['{"module": "CA', "[]", "\ud800"])
+def test_a_damaged_record(damaged: str, out: Path) -> None:
+    predict(out)
+    (out / "made_by.json").write_text(damaged, errors="surrogatepass")
+    with pytest.raises(FileExistsError, match=r"masks/made_by\.json: is damaged; give another folder"):
+        predict(out)
+    for path in out.glob("*.png"):
+        path.unlink()
+    assert predict(out) == NAMES
 
 
 def test_the_record(out: Path) -> None:
@@ -413,3 +459,124 @@ def test_predictions_carry_seeds_only_when_asked() -> None:
     prediction = module.predict_step(batch, 0)
     assert prediction.keys() == {"name", "mask", "seeds", "tags"}
     assert prediction["seeds"].shape == (1, CLASSES, 64, 64)
+
+
+# --- modules and loaders of one's own
+
+
+class Host(L.LightningModule):
+    """Gives what it is told to."""
+
+    def __init__(self, given: Any) -> None:
+        super().__init__()
+        self.given = given
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
+        return {"name": batch["name"]} | self.given if isinstance(self.given, dict) else self.given
+
+
+def square(*rows: list[int]) -> Tensor:
+    return torch.tensor(rows)[None]
+
+
+def test_ignored_pixels_stay_ignored(voc_root: Path, out: Path) -> None:
+    host = Host({"mask": square([0, 1, 255], [2, 3, 255])})
+    trainer(out.parent, callbacks=[MaskWriter(str(out))]).predict(host, datamodule=voc(voc_root))
+    assert np.asarray(Image.open(out / "a_1.png")).tolist() == [[0, 15, 255], [8, 12, 255]]
+
+
+@pytest.mark.parametrize("unknown", [4, 254, 256, -1])
+def test_a_class_that_the_data_does_not_have(unknown: int, voc_root: Path, out: Path) -> None:
+    host = trainer(out.parent, callbacks=[MaskWriter(str(out))])
+    with pytest.raises(ValueError, match=rf"a_1: the mask has the class {unknown}, the data has 0 to 3"):
+        host.predict(Host({"mask": square([0, unknown])}), datamodule=voc(voc_root))
+    assert images(out) == {}
+
+
+@pytest.mark.parametrize(
+    ("given", "soft", "message"),
+    [
+        (torch.zeros(1, 2, 2), False, "a dict with name, mask; it has no name, mask"),
+        ({}, False, "a dict with name, mask; it has no mask"),
+        ({"mask": square([0])}, True, "a dict with name, mask, seeds, tags; it has no seeds, tags"),
+    ],
+)
+def test_a_prediction_without_what_is_written(given: Any, soft: bool, message: str, out: Path) -> None:
+    host = trainer(out.parent, callbacks=[MaskWriter(str(out), soft)])
+    with pytest.raises(ValueError, match=rf"Host\.predict_step must give {message}"):
+        host.predict(Host(given), loader(1))
+
+
+def test_loaders_given_after_a_data_module_have_no_ids_of_it(voc_root: Path, out: Path) -> None:
+    """The trainer keeps the data module."""
+    module, host = model(CLASSES), trainer(out.parent, callbacks=[MaskWriter(str(out))])
+    host.predict(module, datamodule=voc(voc_root))
+    shutil.rmtree(out)
+    host.predict(module, loader())
+    mask = module.eval().predict_step(next(iter(loader())), 0)["mask"][1]
+    np.testing.assert_array_equal(np.asarray(Image.open(out / "photo_1.png")), mask.numpy())
+    record = json.loads((out / "made_by.json").read_text())
+    assert (record["ids"], record["data"]) == ("None", "{}")
+
+
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_module_is_left_as_it_was(fails: bool, before: bool, out: Path) -> None:
+    module = model()
+    module.keep_seeds = before
+    if fails:
+        out.mkdir()
+        (out / "holiday.png").write_bytes(b"a picture")
+        with pytest.raises(FileExistsError):
+            predict(out, module, soft=True)
+    else:
+        assert predict(out, module, soft=True) == NAMES
+    assert module.keep_seeds is before
+
+
+class InFolders(ShapesDataModule):
+    """Names have slashes."""
+
+    def dataset(self, split: str, *args: Any, **kwargs: Any) -> ShapesDataset:
+        data = super().dataset(split, *args, **kwargs)
+        plain = data.image_name
+        data.image_name = lambda index: f"day.{index % 2}/{plain(index)}"  # type: ignore[method-assign]
+        return data
+
+
+def test_names_with_slashes(out: Path) -> None:
+    data = InFolders(train_length=1, val_length=3, size=48)
+    names = [f"day.{index % 2}/{NAMES[index]}" for index in range(3)]
+    assert predict(out, data=data) == names
+    (out / f"{names[1]}.png").unlink()
+    assert predict(out, data=data) == [names[1]]
+    with pytest.raises(FileExistsError, match=r": weights;"):
+        predict(out, model(seed=1), data)
+
+
+# --- numbers
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+def test_half_precision(precision: Any, out: Path) -> None:
+    """Other scales, soft maps and a refiner."""
+    module = model(scales=(0.5, 1.0), flip=True)
+    module.refine = PixelAdaptiveRefinement(steps=1)
+    host = trainer(out.parent, precision=precision, callbacks=[MaskWriter(str(out), soft=True)])
+    host.predict(module, datamodule=shapes())
+    assert sorted(images(out)) == [f"{name}.png" for name in NAMES]
+    exact = out.parent / "exact"
+    predict(exact, model(scales=(0.5, 1.0), flip=True), soft=True)
+    for name in NAMES:
+        classes, scores = soft_of(out / f"{name}.npz")
+        expected_classes, expected = soft_of(exact / f"{name}.npz")
+        assert classes.tolist() == expected_classes.tolist()
+        assert np.abs(scores.astype(float) - expected).mean() < 0.05
+
+
+def test_a_network_that_gives_nan(out: Path) -> None:
+    module = model()
+    torch.nn.init.constant_(module.classifier.weight, float("nan"))
+    with pytest.raises(ValueError, match=f"the maps of {NAMES[0]} have NaN"):
+        predict(out, module)
+    assert images(out) == {}

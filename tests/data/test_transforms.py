@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from wsss_contrast.data import denormalize, eval_transform, train_transform
+from wsss_contrast.data import as_photos, denormalize, eval_transform, train_transform
 from wsss_contrast.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 
@@ -96,6 +96,14 @@ def test_image_and_mask_move_together():
         left = np.nonzero((out["mask"] == 3).any(0))[0].min() < np.nonzero((out["mask"] == 0).any(0))[0].min()
         flipped += left
     assert 3 < flipped < 17
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_photos_come_back_exactly(dtype):
+    """Also of half precision: its own arithmetic would be off by a level."""
+    photo = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)
+    image = torch.from_numpy(eval_transform()(image=photo)["image"]).permute(2, 0, 1)[None].to(dtype)
+    assert torch.equal(as_photos(image)[0].permute(1, 2, 0), torch.from_numpy(photo))
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,14 @@ def test_gradcheck() -> None:
     assert torch.autograd.gradcheck(lambda x: propagate(x, affinity, (1, 2), 2), maps)
 
 
+@pytest.mark.parametrize("dilations", [(1,), (1, 2, 4)], ids=str)
+def test_affinity_of_other_neighbours(dilations: tuple[int, ...]) -> None:
+    """Of fewer, the first neighbours alone would be added up, and maps fade."""
+    of = r"`affinity` has 16 neighbours, but the dilations .* are " + str(8 * len(dilations))
+    with pytest.raises(ValueError, match=of):
+        propagate(scores(4, 2, 3, 5, 6), pixel_affinity(noise(), (1, 2)), dilations)
+
+
 def test_maps_keep_their_range() -> None:
     affinity = pixel_affinity(noise(height=20, width=24))
     maps = scores(4, 2, 3, 20, 24).float() * 7 - 3

@@ -8,9 +8,11 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsss_contrast import losses
+from wsss_contrast.nn import ClassMemoryBank
 
 
 class Views(NamedTuple):
@@ -80,8 +82,47 @@ def options(seed: int) -> dict[str, object]:
     }
 
 
+class Pixels(NamedTuple):
+    """The tensors of one call of UnreliablePixelContrast."""
+
+    embeddings: Tensor
+    teacher_embeddings: Tensor
+    teacher_logits: Tensor
+    labels: Tensor
+    tags: Tensor
+    labeled: Tensor
+
+
+def unreliable_pixels(seed: int, images: int = 4, classes: int = 5, sharpness: float = 3.0) -> Pixels:
+    """Pixels of 3 channels, 4 x 3 of an image, whose labels (8 x 6) the teacher mostly agrees with. The first half of
+    the images is labelled."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    labels = torch.randint(0, classes, (images, 8, 6), generator=generator)
+    agree = F.one_hot(labels[:, ::2, ::2], classes).movedim(-1, 1)
+    void = torch.rand(images, 8, 6, generator=generator) < 0.1
+    return Pixels(
+        normal(images, 3, 4, 3).requires_grad_(),
+        normal(images, 3, 4, 3),
+        sharpness * (agree + normal(images, classes, 4, 3) / 2),
+        labels.masked_fill(void, 255),
+        torch.randint(0, 2, (images, classes - 1), generator=generator),
+        torch.arange(images) < (images + 1) // 2,
+    )
+
+
+def contrast_draws(seed: int, classes: int = 5, queries: int = 4, negatives: int = 3) -> losses.ContrastDraws:
+    """Random numbers for UnreliablePixelContrast."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = (classes, queries), (classes, queries * negatives)
+    return losses.ContrastDraws(*(torch.rand(shape, generator=generator, dtype=torch.float64) for shape in shapes))
+
+
 class Case(NamedTuple):
-    """A loss with inputs: ``inputs`` in the order of ``forward``, tags last, and keyword arguments."""
+    """A loss with inputs: ``inputs`` in the order of ``forward``, tags or labels last, and keyword arguments."""
 
     loss: nn.Module
     inputs: tuple[Tensor, ...]
@@ -90,8 +131,13 @@ class Case(NamedTuple):
     def to(self, to: Callable[[Tensor], Tensor]) -> Case:
         """The same case with each tensor changed by ``to``, as new leaves."""
         inputs = tuple(to(x.detach()).requires_grad_(x.requires_grad) for x in self.inputs)
-        keywords = {name: losses.PixelDraws(*map(to, numbers)) for name, numbers in self.keywords.items()}
-        return self._replace(inputs=inputs, keywords=keywords)
+
+        def changed(value: object) -> object:
+            if isinstance(value, tuple):
+                return type(value)(*map(to, value))
+            return to(value) if isinstance(value, Tensor) else value
+
+        return self._replace(inputs=inputs, keywords={name: changed(value) for name, value in self.keywords.items()})
 
     def total(self, *maps: Tensor) -> Tensor:
         """The loss of these maps (or of the inputs' own), its terms added."""
@@ -111,6 +157,62 @@ def _contrast(compat: str, images: int) -> Case:
     return Case(losses.PrototypeContrast(top_k=4, compat=compat), inputs, {"draws": draws(inputs)})
 
 
+def _labels(seed: int, images: int, classes: int = 4) -> Tensor:
+    """6 x 5, about a quarter of them 255."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, classes, (images, 6, 5), generator=generator)
+    return labels.masked_fill(torch.rand(labels.shape, generator=generator) < 0.25, 255)
+
+
+def _weak_to_strong(normalizer: str, images: int) -> Case:
+    entropy = torch.rand(images, 6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    keywords = {"entropy": entropy, "share": 0.2}
+    inputs = (_maps(10, (images, 4, 3, 4))[0], _labels(11, images))
+    return Case(losses.WeakToStrong(normalizer), inputs, keywords)
+
+
+_CONTRAST = {
+    "paper": {"negative_confidence": 0.2, "class_mean": "all"},
+    "official": {"high_rank_included": True, "negative_confidence": 1.0, "own_class": True, "class_mean": "present"},
+}
+
+
+def _memory() -> ClassMemoryBank:
+    """So small that a call fills it anew: calls do not depend on those before."""
+    return ClassMemoryBank(5, 3, capacity=2, background_capacity=2, dtype=torch.float64)
+
+
+def _unreliable(compat: str, images: int) -> Case:
+    loss = losses.UnreliablePixelContrast(
+        5, 3, queries=4, negatives=3, low_rank=2, high_rank=4, bank=_memory(), **_CONTRAST[compat]
+    )
+    inputs = unreliable_pixels(12, images)
+    keywords = {"tags": inputs.tags, "labeled": inputs.labeled, "share": 0.3, "draws": contrast_draws(13)}
+    return Case(loss, inputs[:4], keywords)
+
+
+class Total(losses.CSRMLoss):
+    """CSRMLoss of plain tensors."""
+
+    def forward(self, cams, segmentation, embeddings, plain_logits, teacher, teacher_embeddings, labels, **keywords):
+        student = losses.CSRMMaps(cams, segmentation, embeddings)
+        maps = losses.CSRMMaps(cams.detach(), teacher, teacher_embeddings)
+        return super().forward(student, maps, plain_logits, labels, **keywords)
+
+
+def _csrm(compat: str, images: int) -> Case:
+    contrast = {"queries": 4, "negatives": 3, "low_rank": 2, "high_rank": 4, **_CONTRAST[compat]}
+    loss = Total(5, 3, compat, contrast=contrast, bank=_memory())
+    inputs = unreliable_pixels(14, images)
+    cams, segmentation, _ = _maps(15, (images, 4, 2, 2), (images, 5, 4, 3))
+    plain = (
+        F.interpolate(inputs.teacher_logits, scale_factor=2) if images else inputs.teacher_logits.new_zeros(0, 5, 8, 6)
+    )
+    maps = (cams, segmentation, inputs.embeddings, plain, inputs.teacher_logits, inputs.teacher_embeddings)
+    keywords = {"tags": inputs.tags, "labeled": (images + 1) // 2, "progress": 0.3, "draws": contrast_draws(16)}
+    return Case(loss, (*maps, inputs.labels), keywords)
+
+
 CASES: dict[str, Callable[[int], Case]] = {
     "prototype_contrast": lambda n: _contrast("paper", n),
     "prototype_contrast_official": lambda n: _contrast("official", n),
@@ -120,6 +222,25 @@ CASES: dict[str, Callable[[int], Case]] = {
         _maps(3, (n, 3, 6, 5), (n, 4, 6, 5), (n, 3, 4, 3), (n, 4, 4, 3)),
     ),
     "min_pooling": lambda n: Case(losses.MinPooling(), _maps(4, (n, 3, 5, 4))),
+    "puzzle_reconstruction": lambda n: Case(losses.PuzzleReconstruction(), _maps(6, (n, 3, 4, 6), (n, 3, 4, 6))),
+    "puzzle_reconstruction_selection": lambda n: Case(
+        losses.PuzzleReconstruction("selection"), _maps(7, (n, 3, 4, 6), (n, 3, 4, 6))
+    ),
     "multilabel_soft_margin": lambda n: Case(losses.MultilabelSoftMargin(), _maps(5, (n, 3, 4, 3))),
+    "multilabel_soft_margin_smoothed": lambda n: Case(losses.MultilabelSoftMargin(0.1), _maps(5, (n, 3, 4, 3))),
+    "reliable_segmentation": lambda n: Case(losses.ReliableSegmentation(), (_maps(8, (n, 4, 3, 4))[0], _labels(8, n))),
+    "reliable_segmentation_official": lambda n: Case(
+        losses.ReliableSegmentation(0.1, per_image=False), (_maps(8, (n, 4, 3, 4))[0], _labels(8, n))
+    ),
+    "activation_consistency": lambda n: Case(
+        losses.ActivationConsistency(0.1),
+        (_maps(9, (n, 3, 2, 3))[0], _maps(10, (n, 1, 3, 4))[0].detach(), _labels(9, n)),
+    ),
+    "weak_to_strong": lambda n: _weak_to_strong("kept", n),
+    "weak_to_strong_official": lambda n: _weak_to_strong("all", n),
+    "unreliable_contrast": lambda n: _unreliable("paper", n),
+    "unreliable_contrast_official": lambda n: _unreliable("official", n),
+    "csrm": lambda n: _csrm("paper", n),
+    "csrm_official": lambda n: _csrm("official", n),
 }
 """Every loss, by name: a function of the number of images, at most 3."""

@@ -1,4 +1,4 @@
-"""What CAM and SEAM do in training, validation and prediction, on a tiny backbone and photos of noise."""
+"""What CAM, SEAM and Puzzle-CAM do in training, validation and prediction, on a tiny backbone and photos of noise."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from wsss_contrast.modules import CAM, SEAM
 from .tiny import CLASSES, MODULES, OPTIONS, RandomPhotos, batch, cam, loader, seam, trainer
 
 Make = Callable[..., CAM]
-both = pytest.mark.parametrize("make", MODULES.values(), ids=MODULES)
+each = pytest.mark.parametrize("make", MODULES.values(), ids=MODULES)
 
 
 @pytest.fixture(autouse=True)
@@ -36,14 +36,14 @@ def seeded() -> Iterator[None]:
 # --- forward and training step
 
 
-@both
+@each
 @pytest.mark.parametrize(("output_stride", "side"), [(16, 4), (None, 2)])
 def test_forward_gives_maps_of_the_foreground(make: Make, output_stride: int | None, side: int) -> None:
     module = make(output_stride=output_stride)
     assert module(batch()["image"]).shape == (2, CLASSES, side, side)
 
 
-@both
+@each
 def test_seed_maps_and_seeds(make: Make) -> None:
     module, data = make(scales=(0.5, 1.0), flip=True).eval(), batch()
     maps = module.seed_maps(data["image"])
@@ -71,7 +71,7 @@ def test_masks_apply_the_threshold_as_the_metric_does() -> None:
     assert module.masks(torch.zeros(1, 3, 1, 4), seeds, tags).tolist() == [[[0, 0, 1, 2]]]
 
 
-@both
+@each
 def test_training_step_is_finite_and_all_parts_learn(make: Make) -> None:
     module = make(backbone="test_efficientnet")  # test_resnet starts with its residual branches at zero
     module.log = module.log_dict = lambda *args, **kwargs: None
@@ -232,7 +232,7 @@ def test_refined_maps_of_a_moved_view_ignore_what_lies_outside() -> None:
     torch.testing.assert_close(refined[..., -columns:], module.pcm(cams[..., -columns:], photo, low))
 
 
-@both
+@each
 def test_taps_name_submodules_that_fire(make: Make) -> None:
     module, fired = make(), {}
     taps = module.regularizer_taps
@@ -256,14 +256,14 @@ def weights_after_fit(make: Make, folder: Path, seed: int) -> dict[str, torch.Te
     return module.state_dict()
 
 
-@both
+@each
 def test_two_steps_are_identical_for_the_same_seed(make: Make, tmp_path: Path) -> None:
     first, second, other = (weights_after_fit(make, tmp_path, seed) for seed in (1, 1, 2))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
-@both
+@each
 def test_optimizer_has_the_groups_and_decays_each_step(make: Make, tmp_path: Path) -> None:
     module, rates = make(lr=0.01), []
 
@@ -291,7 +291,7 @@ def curve(folder: Path, module: CAM, seed: int) -> SeedCurve:
     return metric.compute()
 
 
-@both
+@each
 def test_threshold_is_chosen_on_the_first_loader_and_applied_to_the_second(make: Make, tmp_path: Path) -> None:
     module, host = make(), trainer(tmp_path)
     host.validate(module, [loader(seed=1), loader(seed=2)], verbose=False)
@@ -316,7 +316,7 @@ def test_the_choice_matters_on_these_photos(tmp_path: Path) -> None:
     assert scored.at(float(chosen_on.thresholds[chosen_on.best])) < float(scored.miou.max())
 
 
-@both
+@each
 @pytest.mark.parametrize("as_list", [False, True])
 def test_one_loader_is_scored_at_the_threshold_kept(make: Make, tmp_path: Path, as_list: bool) -> None:
     module = make()
@@ -360,7 +360,7 @@ def test_counts_start_afresh_in_each_epoch(tmp_path: Path) -> None:
 # --- checkpoints and prediction
 
 
-@both
+@each
 def test_checkpoint_keeps_weights_threshold_and_options(make: Make, tmp_path: Path) -> None:
     module, host = make(lr=0.003, momentum=0.5, dropout=0.1), trainer(tmp_path)
     host.fit(module, loader(), [loader(seed=1), loader(seed=2)])
@@ -386,7 +386,7 @@ def test_options_of_cam_reach_seam() -> None:
     assert module(batch()["image"]).shape[-1] == 2
 
 
-@both
+@each
 def test_prediction_names_photos_and_gives_masks(make: Make, tmp_path: Path) -> None:
     module = make()
     module.threshold_index.fill_(40)

@@ -15,7 +15,7 @@ from wsss_contrast.modules import CAM
 
 from .tiny import CLASSES, MODULES, RandomPhotos, cam, loader, trainer
 
-both = pytest.mark.parametrize("make", MODULES.values(), ids=MODULES)
+each = pytest.mark.parametrize("make", MODULES.values(), ids=MODULES)
 
 
 class Untagged(RandomPhotos):
@@ -46,7 +46,7 @@ def with_probabilities(module: CAM, probabilities: list[float]) -> CAM:
     return module
 
 
-@both
+@each
 def test_a_class_is_there_above_the_threshold(make: Any) -> None:
     images = RandomPhotos().images
     module = with_probabilities(make().eval(), [0.45, 0.55, 0.8])
@@ -54,7 +54,7 @@ def test_a_class_is_there_above_the_threshold(make: Any) -> None:
     assert with_probabilities(make(tag_threshold=0.7).eval(), [0.45, 0.55, 0.8]).predicted_tags(images)[0].sum() == 1
 
 
-@both
+@each
 def test_photos_without_tags_get_those_of_the_classifier(make: Any, tmp_path: Path) -> None:
     module = with_probabilities(make().eval(), [0.45, 0.55, 0.8])
     outputs = trainer(tmp_path).predict(module, DataLoader(Untagged(), batch_size=2))
@@ -87,7 +87,7 @@ def test_threshold_that_cannot_be() -> None:
 # --- validation
 
 
-@both
+@each
 def test_training_photos_alone_choose_the_threshold_and_claim_nothing_of_val(make: Any, tmp_path: Path) -> None:
     module, host = make(), trainer(tmp_path)
     host.fit(module, datamodule=Data(["a", "b", "c"], "train"))
@@ -100,7 +100,7 @@ def test_training_photos_alone_choose_the_threshold_and_claim_nothing_of_val(mak
     assert found == pytest.approx({"train/miou": float(curve.miou.max()), "threshold": THRESHOLDS[curve.best]})
 
 
-@both
+@each
 def test_without_validation_the_threshold_stays(make: Any, tmp_path: Path) -> None:
     module, host = make(), trainer(tmp_path)
     host.fit(module, datamodule=Data(["a", "b", "c"]))
@@ -122,7 +122,7 @@ def test_checkpoint_is_of_these_classes(tmp_path: Path) -> None:
     CAM.load_from_checkpoint(tmp_path / "last.ckpt", weights_only=True)  # without data there is nothing to compare
 
 
-@both
+@each
 def test_loaders_given_after_a_data_module_are_scored_at_the_threshold_kept(make: Any, tmp_path: Path) -> None:
     module, host = make(), trainer(tmp_path)
     host.fit(module, datamodule=Data(["a", "b", "c"], "train"))

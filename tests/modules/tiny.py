@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from wsss_contrast.modules import CAM, SEAM
+from wsss_contrast.modules import CAM, SEAM, PuzzleCAM
 
 CLASSES = 3
 OPTIONS: dict[str, Any] = {"backbone": "test_resnet", "weights": None, "scales": (1.0,), "flip": False}
@@ -24,7 +24,11 @@ def seam(**options: Any) -> SEAM:
     return SEAM(CLASSES, view_size=32, **OPTIONS | options)
 
 
-MODULES = {"CAM": cam, "SEAM": seam}
+def puzzle_cam(**options: Any) -> PuzzleCAM:
+    return PuzzleCAM(CLASSES, **OPTIONS | options)
+
+
+MODULES = {"CAM": cam, "SEAM": seam, "PuzzleCAM": puzzle_cam}
 
 
 class RandomPhotos(Dataset):

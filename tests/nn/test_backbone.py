@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsss_contrast.nn import TimmBackbone
@@ -78,6 +79,149 @@ def test_lower_maps_come_before_the_last(name: str) -> None:
     backbone = TimmBackbone(name, None, None).eval()
     last, low = backbone(torch.randn(1, 3, 64, 64))
     assert not any(maps.shape == last.shape and torch.equal(maps, last) for maps in low)
+
+
+@pytest.mark.parametrize(("name", "own"), [("resnet18", True), ("tf_efficientnet_lite0", False)])
+@torch.no_grad()
+def test_the_two_maps_before_the_last(name: str, own: bool) -> None:
+    """Those of timm, bit for bit; of some networks the last intermediate map is the last map itself."""
+    backbone, images = TimmBackbone(name, None).eval(), torch.randn(1, 3, 64, 64)
+    maps = backbone.net.forward_intermediates(images * backbone.scale + backbone.shift, indices=3)[1]
+    _, low = backbone(images)
+    assert all(torch.equal(a, b) for a, b in zip(low, maps[:2] if own else maps[1:], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "output_stride", "strides", "widths", "modules"),
+    [
+        ("resnet18", 16, (4,), (64,), ["layer1"]),
+        ("resnet18", 16, (16, 2, 8), (256, 64, 128), ["layer3", "act1", "layer2"]),  # layer4 has stride 16 as well
+        ("resnet18", None, (32,), (512,), ["layer4"]),
+        ("resnet18", None, (), (), []),
+        ("tf_efficientnet_lite0", 16, (4,), (24,), ["blocks.1"]),
+        ("resnest14d", 16, (4,), (256,), ["layer1"]),
+        ("convnext_atto", 16, (8, 4), (80, 40), ["stages.1", "stages.0"]),
+        ("mobilenetv3_small_050", None, (4,), (8,), ["blocks.0"]),
+        ("swin_tiny_patch4_window7_224", None, (4,), (96,), None),  # NHWC inside
+    ],
+)
+@torch.no_grad()
+def test_lower_maps_of_the_strides_asked_for(
+    name: str, output_stride: int | None, strides: tuple[int, ...], widths: tuple[int, ...], modules: list[str] | None
+) -> None:
+    torch.manual_seed(0)
+    backbone = TimmBackbone(name, None, output_stride, low_strides=strides).eval()
+    outputs: dict[str, Tensor] = {}
+    for module in modules or []:
+        backbone.net.get_submodule(module).register_forward_hook(
+            lambda _, inputs, output, module=module: outputs.update({module: output.clone()})
+        )
+    last, low = backbone(torch.randn(1, 3, 64, 96))
+    assert backbone.low_channels == widths
+    assert [tuple(maps.shape) for maps in low] == [
+        (1, width, 64 // stride, 96 // stride) for width, stride in zip(widths, strides, strict=True)
+    ]
+    assert last.shape[1] == backbone.out_channels
+    if modules is not None:
+        assert all(torch.equal(maps, outputs[module]) for maps, module in zip(low, modules, strict=True))
+
+
+@torch.no_grad()
+def test_lower_maps_do_not_change_the_last() -> None:
+    """Nor the state; tokens of a transformer find the size of their grid."""
+    for name, strides in (("test_resnet", (4,)), ("test_vit", (16,)), ("test_vit", ())):
+        torch.manual_seed(0)
+        usual = TimmBackbone(name, None, None).eval()
+        other = TimmBackbone(name, None, None, low_strides=strides).eval()
+        other.load_state_dict(usual.state_dict())
+        images = torch.randn(1, 3, 75, 101)
+        assert torch.equal(usual(images)[0], other(images)[0])
+
+
+def literal_stage(state: dict[str, Tensor], stage: str, x: Tensor, dilations: list[int], radix: int = 2) -> Tensor:
+    """A dilated stage of a ResNeSt, from the paper and its authors' settings."""
+
+    def conv(x: Tensor, name: str, **options: int) -> Tensor:
+        return F.conv2d(x, state[f"{name}.weight"], state.get(f"{name}.bias"), **options)
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        mean, variance, weight, bias = (
+            state[f"{name}.{part}"][:, None, None] for part in ("running_mean", "running_var", "weight", "bias")
+        )
+        return (x - mean) / (variance + 1e-5).sqrt() * weight + bias
+
+    for index, dilation in enumerate(dilations):
+        block = f"{stage}.{index}"
+        y = norm(conv(x, f"{block}.conv1"), f"{block}.bn1").relu()
+        y = conv(y, f"{block}.conv2.conv", padding=dilation, dilation=dilation, groups=radix)
+        splits = norm(y, f"{block}.conv2.bn0").relu().chunk(radix, 1)
+        attention = sum(splits).mean((2, 3), keepdim=True)
+        attention = norm(conv(attention, f"{block}.conv2.fc1"), f"{block}.conv2.bn1").relu()
+        weights = torch.stack(conv(attention, f"{block}.conv2.fc2").chunk(radix, 1)).softmax(0)
+        y = sum(weight * split for weight, split in zip(weights, splits, strict=True))
+        shortcut = x
+        if index == 0:
+            y = F.avg_pool2d(y, 3, stride=1, padding=1)  # "average downsampling" without the downsampling
+            shortcut = norm(conv(x, f"{block}.downsample.1"), f"{block}.downsample.2")
+        x = (norm(conv(y, f"{block}.conv3"), f"{block}.bn3") + shortcut).relu()
+    return x
+
+
+@pytest.mark.parametrize(
+    ("output_stride", "stages"),
+    [(16, {"layer4": [1, 2]}), (8, {"layer3": [1, 2], "layer4": [2, 4]})],
+)
+@torch.no_grad()
+def test_dilated_resnest_is_that_of_its_authors(output_stride: int, stages: dict[str, list[int]]) -> None:
+    torch.manual_seed(0)
+    backbone = TimmBackbone("resnest26d", None, output_stride, low_strides=(output_stride,)).eval()
+    for module in backbone.net.modules():
+        if isinstance(module, nn.BatchNorm2d):  # the last of a block starts at zero
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.running_mean, -0.5, 0.5)
+    last, (expected,) = backbone(torch.randn(1, 3, 112, 144))  # the last stage before dilation
+    for stage, dilations in stages.items():
+        expected = literal_stage(backbone.net.state_dict(), stage, expected, dilations)
+    assert last.shape[2:] == (112 // output_stride, 144 // output_stride)
+    torch.testing.assert_close(last, expected, rtol=1e-4, atol=1e-4 * float(expected.max()))
+
+
+@pytest.mark.parametrize("output_stride", [32, None])
+@torch.no_grad()
+def test_resnest_without_dilation_is_that_of_timm(output_stride: int | None) -> None:
+    torch.manual_seed(0)
+    backbone = TimmBackbone("resnest14d", None, output_stride).eval()
+    theirs = timm.create_model("resnest14d", num_classes=0).eval()
+    theirs.load_state_dict(backbone.net.state_dict())
+    images = torch.randn(1, 3, 64, 64)
+    assert torch.equal(backbone(images)[0], theirs.forward_features(images))
+    assert str(backbone.net) == str(theirs)
+
+
+@pytest.mark.parametrize(
+    ("name", "output_stride", "place"),
+    [("resnest101e", 16, "avd_last"), ("resnest269e", 16, "avd_last"), ("resnest50d_4s2x40d", 8, "avd_first")],
+)
+def test_large_resnests_are_corrected(name: str, output_stride: int, place: str) -> None:
+    with torch.device("meta"):  # shapes only: the largest has 110 million parameters
+        backbone = TimmBackbone(name, None, output_stride, low_strides=(4,)).eval()
+        last, (low,) = backbone(torch.zeros(1, 3, 64, 64))
+    assert last.shape == (1, 2048, 64 // output_stride, 64 // output_stride)
+    assert low.shape == (1, 256, 16, 16)
+    net = backbone.net
+    for stage in (net.layer4,) if output_stride == 16 else (net.layer3, net.layer4):
+        pool = getattr(stage[0], place)
+        assert (pool.kernel_size, pool.stride, pool.padding) == (3, 1, 1)
+        assert getattr(stage[0], {"avd_last": "avd_first", "avd_first": "avd_last"}[place]) is None
+        assert isinstance(stage[0].downsample[0], nn.Identity)
+        assert all(block.avd_first is None and block.avd_last is None for block in stage[1:])
+    assert getattr(net.layer2[0], place).stride == 2
+    assert isinstance(net.layer2[0].downsample[0], nn.AvgPool2d)
+
+
+def test_other_dilated_networks_are_those_of_timm() -> None:
+    theirs = timm.create_model("test_resnet", num_classes=0, output_stride=16)  # pools its shortcuts as well
+    assert str(TimmBackbone("test_resnet", None, 16).net) == str(theirs)
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
@@ -171,7 +315,7 @@ def test_photos_are_normalised_as_the_weights_want(name: str) -> None:
     images = normalise((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     seen = []
     backbone.net.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    backbone.net.forward_intermediates = lambda x, **_: (seen.append(x), (torch.zeros(1, 1, 1, 1), []))[1]
+    backbone.net.forward_intermediates = lambda x, **_: (seen.append(x), (torch.zeros(1, 1, 1, 1), [x, x, x]))[1]
     backbone(images)
     torch.testing.assert_close(seen[0], normalise(config.mean, config.std), rtol=1e-5, atol=1e-5)
 
@@ -201,6 +345,16 @@ def test_renormalisation_is_no_part_of_the_state() -> None:
             "resnet18",
             {"weights": "imagenet"},
             "weights must be 'timm', 'offline', None or a file.*`imagenet`",
+        ),
+        (
+            "resnet18",
+            {"low_strides": (4, 32)},
+            r"`resnet18` has no map of stride 32; it has strides \[2, 4, 8, 16\]",
+        ),
+        (
+            "test_vit",
+            {"output_stride": None, "low_strides": (4,)},
+            r"`test_vit` has no map of stride 4; it has strides \[16\]",
         ),
         ("test_coatnet", {"output_stride": None}, "`test_coatnet` can't serve as a backbone"),
     ],

@@ -25,6 +25,14 @@ def make_mine() -> Mine:
     return Mine()
 
 
+def of_power(power: int) -> Mine:
+    return Mine()
+
+
+def no_refiner() -> str:
+    return "par"
+
+
 def test_none() -> None:
     assert refiner("none") is None
 
@@ -73,6 +81,19 @@ def test_unknown_settings() -> None:
 def test_what_cannot_be_imported(name: str, reason: str) -> None:
     with pytest.raises(ValueError, match=f"refiner '{name}' can't be imported: .*{reason}"):
         refiner(name)
+
+
+@pytest.mark.parametrize(
+    ("attribute", "reason"),
+    [
+        ("of_power", r"can't be called without arguments: .* 'power'"),
+        ("__name__", "can't be called without arguments: 'str' object is not callable"),
+        ("no_refiner", "gives 'par', which can't be called"),
+    ],
+)
+def test_what_is_no_refiner(attribute: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=f"^refiner 'tests.refine.test_by_name.{attribute}' {reason}"):
+        refiner(f"tests.refine.test_by_name.{attribute}")
 
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from importlib.util import find_spec
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from wsss_contrast.refine import CRF_SETTINGS, CRFSettings, DenseCRF, hard_unaries, mean_field, soft_unaries
-from wsss_contrast.refine.processes import ProcessPool
+from wsss_contrast.refine import CRF_SETTINGS, CRFSettings, DenseCRF, dense_crf, hard_unaries, mean_field, soft_unaries
 
 needs_crf = pytest.mark.skipif(find_spec("pydensecrf") is None, reason="the extra `crf` is not installed")
 
@@ -78,6 +74,17 @@ def test_batches_of_tensors() -> None:
     assert torch.equal(refined[0].argmax(0) == 1, torch.arange(32).expand(24, -1) >= 16)
 
 
+@needs_crf
+def test_no_photos_and_scores_that_are_being_trained() -> None:
+    photos = torch.from_numpy(photo()[None]).permute(0, 3, 1, 2)
+    scores, present = torch.from_numpy(late()[None]), torch.from_numpy(PRESENT[None])
+    refined = DenseCRF()(photos, scores.clone().requires_grad_(), present)
+    assert not refined.requires_grad
+    assert torch.equal(refined, DenseCRF()(photos, scores, present))
+    none = DenseCRF()(photos[:0], scores[:0], present[:0])
+    assert (none.shape, none.dtype) == ((0, 3, 24, 32), torch.float32)
+
+
 def test_unaries() -> None:
     scores = np.array([[[0.5, 0.0]], [[2.0, 1e-9]]], np.float32)
     np.testing.assert_allclose(soft_unaries(scores), -np.log([[[0.5, 1e-5]], [[2.0, 1e-5]]]), rtol=1e-6)
@@ -96,8 +103,18 @@ def test_bad_input_is_named() -> None:
         CRFSettings((50, 5, 10), confidence=1.5)
     with pytest.raises(ValueError, match=r"iterations.*0"):
         CRFSettings((50, 5, 10), iterations=0)
+    with pytest.raises(ValueError, match=r"processes.*-1"):
+        DenseCRF(processes=-1)
     with pytest.raises(ValueError, match=r"'pcp'; there are ppc, irn"):
         DenseCRF("pcp")
+
+
+@pytest.mark.parametrize("label", [-1, 3, 255])
+def test_labels_that_are_no_class_are_named(label: int) -> None:
+    with pytest.raises(ValueError, match=rf"from 0 to 2, got {label}$"):
+        hard_unaries(np.array([[0, label]]), 3, 0.7)
+    with pytest.raises(ValueError, match=r"num_classes.*at least 2, got 1"):
+        hard_unaries(np.array([[0]]), 1, 0.7)
 
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,64 +134,24 @@ def test_processes_give_the_same_in_order() -> None:
         for _ in range(2):  # the processes live on
             together = list(crf.stream(inputs))
             assert all(np.array_equal(a, b) for a, b in zip(alone, together, strict=True))
+    (again,) = crf.stream(inputs[:1])  # new ones
+    crf.close()
+    assert np.array_equal(again, alone[0])
 
 
-def work(number: int, folder: str, *dies: int) -> tuple[int, int]:
-    """Note the call. The first call of a number in ``dies`` ends the process, and every call of a negative one."""
-    calls = Path(folder) / f"{number}_{os.getpid()}"
-    calls.touch()
-    if -number - 1 in dies or (number in dies and len(list(Path(folder).glob(f"{number}_*"))) == 1):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return number, os.getpid()
-
-
-@pytest.fixture
-def pool() -> Any:
-    made = ProcessPool(work, 2)
-    yield made
-    made.close()
-
-
-def test_a_process_that_dies_costs_one_task_a_second_try(pool: ProcessPool, tmp_path: Path) -> None:
-    results = list(pool.map((number, str(tmp_path), 3) for number in range(12)))
-    assert [number for number, _ in results] == list(range(12))
-    calls = [int(path.name.split("_")[0]) for path in tmp_path.iterdir()]
-    assert sorted(calls) == sorted([*range(12), 3])
-    assert len({process for _, process in results}) == 3  # the other process went on
-
-
-def test_a_task_that_ends_its_process_twice_is_named(pool: ProcessPool, tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="task 2 ended its process 2 times"):
-        list(pool.map((number, str(tmp_path), -3) for number in range(5)))
-    assert [number for number, _ in pool.map((n, str(tmp_path)) for n in range(5, 9))] == [5, 6, 7, 8]  # and goes on
-
-
-def test_tasks_are_taken_as_they_are_needed(pool: ProcessPool, tmp_path: Path) -> None:
-    taken: list[int] = []
-
-    def tasks() -> Any:
-        for number in range(40):
-            taken.append(number)
-            yield number, str(tmp_path)
-
-    results = pool.map(tasks())
-    next(results)
-    assert len(taken) == 4
-    results.close()
-    assert [number for number, _ in pool.map([(50, str(tmp_path))])] == [50]
-
-
-def fails(number: int) -> int:
-    if number == 1:
-        raise ValueError("one")
-    return number
-
-
-def test_an_error_comes_through() -> None:
-    pool = ProcessPool(fails, 1)
-    with pytest.raises(ValueError, match="one"):
-        list(pool.map([(0,), (1,), (2,)]))
-    assert list(pool.map([(5,)])) == [5]
-    pool.close()
-    with pytest.raises(ValueError, match=r"processes.*0"):
-        ProcessPool(fails, 0)
+@needs_crf
+def test_a_process_for_each_cpu_that_this_one_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(6), raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    assert DenseCRF(processes=None).concurrency == 6
+    assert [DenseCRF(processes=n).concurrency for n in (0, 1, 3)] == [1, 1, 3]
+    crf = DenseCRF(processes=None)
+    monkeypatch.setattr(dense_crf, "world_size", lambda: 3)  # the ranks start after the refiner was made
+    assert crf.concurrency == 2
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # of two machines or more
+    assert DenseCRF(processes=None).concurrency == 3
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert DenseCRF(processes=None).concurrency == 1
+    monkeypatch.delattr(os, "sched_getaffinity")  # macOS, Windows
+    assert DenseCRF(processes=None).concurrency == 8

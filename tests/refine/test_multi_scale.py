@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import math
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.literal import maps as literal
-from wsss_contrast.refine import merge_scales, multi_scale_cams, multi_scale_logits, stream_cams
+from wsss_contrast.refine import merge_scales, multi_scale_cams, multi_scale_logits, stream
 
 RECORDED = Path(__file__).parents[3] / "shared" / "golden" / "csrm" / "inference_tta.pt"
 
@@ -133,6 +134,36 @@ def test_untagged_class_is_minus_one_and_never_wins() -> None:
 def test_half_precision_maps_are_summed_in_float32(dtype: torch.dtype) -> None:
     merged = merge_scales([torch.rand(1, 2, 3, 3).to(dtype)] * 2, torch.ones(1, 2), (5, 5))
     assert merged.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_photos_are_resized_in_float32(dtype: torch.dtype) -> None:
+    """torch has no antialiasing in half precision on a CPU. The network gets the precision of its photos."""
+    seen, images = [], photo().to(dtype)
+
+    def spy(images: Tensor) -> Tensor:
+        seen.append(images)
+        return images[:, :2]
+
+    multi_scale_cams(spy, images, TAGS, (1.0, 0.5), flip=False)
+    multi_scale_logits(spy, images, (0.5,), flip=False)
+    smaller = F.interpolate(images.float(), size=(4, 6), mode="bicubic", antialias=True).to(dtype)
+    assert [torch.equal(got, want) for got, want in zip(seen, [images, smaller, smaller], strict=True)] == [True] * 3
+
+
+def most_bytes(call: Callable[[], Any]) -> int:
+    """The most memory that tensors take at a time, of those that are made in the call."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        call()
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
+
+
+@pytest.mark.parametrize("infer", [multi_scale_cams, multi_scale_logits])
+def test_no_more_memory_for_more_scales(infer: Callable[..., Any]) -> None:
+    given = (photo(), TAGS) if infer is multi_scale_cams else (photo(),)
+    two, eight = (most_bytes(lambda n=n: infer(host, *given, (1.5,) * n)) for n in (2, 8))
+    assert eight <= two
 
 
 def test_needs_no_gradient() -> None:
@@ -298,16 +329,42 @@ def batch_of(*indices: int) -> dict[str, Any]:
 GROUPS = [(0, 2), (1, 4), (3,), (5,)]
 
 
+def cams_of(model: nn.Module) -> Callable[[dict[str, Any]], Tensor]:
+    return lambda batch: multi_scale_cams(model, batch["image"], batch["tags"], (0.5, 1.0), flip=False)
+
+
+def logits_of(model: nn.Module) -> Callable[[dict[str, Any]], Tensor]:
+    return lambda batch: multi_scale_logits(model, batch["image"], (0.5, 1.0), flip=False)
+
+
 @pytest.mark.parametrize("progress", [False, True])
-def test_stream_gives_every_photo_once_with_its_maps(progress: bool) -> None:
-    model = network()
-    options: dict[str, Any] = {"scales": (0.5, 1.0), "flip": False}
-    streamed = list(stream_cams(model, [batch_of(*group) for group in GROUPS], **options, progress=progress))
+@pytest.mark.parametrize("infer", [cams_of, logits_of])
+def test_stream_gives_every_photo_once(
+    infer: Callable[[nn.Module], Any], progress: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    infer = infer(network())
+    streamed = list(stream(infer, [batch_of(*group) for group in GROUPS], progress=progress))
     assert [name for name, _ in streamed] == [f"photo {index}" for group in GROUPS for index in group]
-    for name, maps in streamed:
-        index = int(name.split()[1])
-        alone = multi_scale_cams(model, SIZED[index][None], SIZED_TAGS[index : index + 1], **options)
-        torch.testing.assert_close(maps, alone[0], rtol=0, atol=1e-5)
+    for name, found in streamed:
+        alone = infer(batch_of(int(name.split()[1])))
+        torch.testing.assert_close(found, alone[0], rtol=0, atol=1e-5)
+    assert ("100%" in capsys.readouterr().out) == progress
+
+
+def test_stream_of_logits_needs_no_tags() -> None:
+    batches = [{key: value for key, value in batch_of(3).items() if key != "tags"}]
+    assert [name for name, _ in stream(logits_of(network()), batches, progress=False)] == ["photo 3"]
+
+
+def test_stream_moves_tensors_to_the_device() -> None:
+    def infer(batch: dict[str, Any]) -> list[Tensor]:
+        assert {key: value.device.type for key, value in batch.items() if key != "name"} == {
+            "image": "meta",
+            "tags": "meta",
+        }
+        return [batch["image"][0]]
+
+    assert len(list(stream(infer, [batch_of(3)], device="meta", progress=False))) == 1
 
 
 def test_stream_takes_a_batch_at_a_time_and_keeps_none() -> None:
@@ -327,14 +384,14 @@ def test_stream_takes_a_batch_at_a_time_and_keeps_none() -> None:
             yield batch
             del batch
 
-    stream = stream_cams(model, batches(), (1.0,), progress=False)
+    streamed = stream(cams_of(model), batches(), progress=False)
     assert taken == []  # nothing before it is asked for
     for group in GROUPS:
         for index in group:
-            name, maps = next(stream)
+            name, maps = next(streamed)
             assert name == f"photo {index}"
             assert taken == GROUPS[: GROUPS.index(group) + 1]
             made.append(weakref.ref(maps))
             del maps
-    assert next(stream, None) is None
+    assert next(streamed, None) is None
     assert alive() == 0

@@ -132,18 +132,42 @@ class Spy:
 
 @pytest.mark.parametrize(
     ("low", "high", "constants"),
-    [(0.25, None, [0.25]), (0.25, 0.25, [0.25]), (0.25, 0.75, [0.25, 0.75])],
+    [(0.25, None, [0.25]), (0.25, 0.25, [0.25]), (0.25, 0.75, [0.75, 0.25])],
 )
-def test_the_refiner_is_called_once_for_each_threshold(low: float, high: float | None, constants: list[float]) -> None:
-    refine, cams = Spy(), row(CAT, DOG)
-    assert label(cams, [1, 0], low, high, refine) == label(cams, [1, 0], low, high)
-    assert sorted(scores[0, 0, 0, 0].item() for _, scores, _ in refine.calls) == constants
-    for given, scores, present in refine.calls:
-        assert torch.equal(given, photos(cams))
-        assert (scores[:, 0] == scores[0, 0, 0, 0]).all()  # the background first
-        assert torch.equal(scores[:, 1:], cams)
-        assert present.dtype == torch.bool
-        assert present.tolist() == [[True, True, False]]
+def test_the_refiner_is_called_once(low: float, high: float | None, constants: list[float]) -> None:
+    """With the photos of each threshold."""
+    refine, cams = Spy(), row(CAT, DOG).repeat(2, 1, 1, 1)
+    cams[1] /= 2
+    given, tags = photos(cams), torch.tensor([[1, 0], [0, 1]])
+    given[1] = 9
+    labels = pseudo_labels(given, cams, tags, low, high, refine)
+    assert torch.equal(labels, pseudo_labels(given, cams, tags, low, high))
+    ((seen, scores, present),) = refine.calls
+    times = len(constants)
+    assert torch.equal(seen, torch.cat([given] * times))
+    assert (scores[:, 0] == torch.tensor(constants).repeat_interleave(2)[:, None, None]).all()  # the background first
+    assert torch.equal(scores[:, 1:], torch.cat([cams] * times))
+    assert present.dtype == torch.bool
+    assert present.tolist() == [[True, True, False], [True, False, True]] * times
+
+
+def test_no_photos() -> None:
+    cams = torch.zeros(0, 2, 1, 5)
+    for refine in (None, Spy(), PixelAdaptiveRefinement()):
+        assert pseudo_labels(photos(cams), cams, torch.zeros(0, 2), 0.25, 0.75, refine).shape == (0, 1, 5)
+
+
+def test_pixel_adaptive_refinement_is_done_once_for_two_thresholds() -> None:
+    """It leaves a constant as it is, so the score of the background changes nothing else."""
+    generator, refine, calls = torch.Generator().manual_seed(0), PixelAdaptiveRefinement(steps=3), []
+    given = torch.randint(0, 256, (2, 3, 16, 20), generator=generator, dtype=torch.uint8)
+    cams, tags = torch.rand(2, 3, 16, 20, generator=generator), torch.tensor([[1, 0, 1], [0, 0, 0]])
+    refine.register_forward_hook(lambda module, args, out: calls.append(len(args[0])))
+    labels = pseudo_labels(given, cams, tags, 0.6, 0.7, refine)
+    assert calls == [2]
+    assert set(labels[0].unique().tolist()) == {0, 1, 3, 255}
+    # As a function, it is one like any other.
+    assert torch.equal(labels, pseudo_labels(given, cams, tags, 0.6, 0.7, refine.forward))
 
 
 def test_the_foreground_wins_where_the_low_background_does_too() -> None:
@@ -174,7 +198,63 @@ def test_needs_no_gradient() -> None:
     assert not refine.calls[0][1].requires_grad
 
 
+# --- soft labels
+
+
+def soft(cams: Tensor, tags: list[int], low: float, high: float | None = None, refine: Refiner | None = None) -> list:
+    """The distribution at each pixel."""
+    labels = pseudo_labels(photos(cams), cams, torch.tensor([tags]), low, high, refine, soft=True)
+    assert labels.dtype == torch.float32
+    assert labels.shape == (1, 1 + cams.shape[1], *cams.shape[2:])
+    return [pytest.approx(pixel) for pixel in labels[0, :, 0].T.tolist()]
+
+
+NONE = [0.0, 0.0, 0.0]
+
+
+def test_soft_labels_by_hand() -> None:
+    # Scores: background 0.8, 0.5, 0.1, 0.2, 0.3; sums 1.1, 1.2, 1.3, 1.4, 1.2.
+    all_of = [[0.8, 0.1, 0.2], [0.5, 0.5, 0.2], [0.1, 0.9, 0.3], [0.2, 0.4, 0.8], [0.3, 0.2, 0.7]]
+    all_of = [[value / sum(pixel) for value in pixel] for pixel in all_of]
+    assert soft(row(CAT, DOG), [1, 1], 0.35) == all_of
+    assert soft(row(CAT, DOG), [1, 1], 0.35, 0.75) == [all_of[0], NONE, all_of[2], all_of[3], NONE]
+    assert soft(row(CAT, DOG), [1, 1], 0.15, 0.85) == [NONE, NONE, all_of[2], NONE, NONE]
+
+
+def test_soft_labels_at_the_thresholds() -> None:
+    """Above the high one, not above the low one."""
+    assert soft(row([0.25, 0.375, 0.5, 0.625]), [1], 0.25, 0.5) == [[0.75, 0.25], [0, 0], [0, 0], [0.375, 0.625]]
+
+
+def test_soft_labels_of_classes_present() -> None:
+    assert soft(row(CAT, DOG), [1, 0], 0.25, 0.45) == [[0.9, 0.1, 0], [0.5, 0.5, 0], [0.1, 0.9, 0], NONE, [0.8, 0.2, 0]]
+    assert soft(row(CAT, DOG), [0, 0], 0.0, 0.5) == [[1, 0, 0]] * 5
+    assert soft(row([-0.2, 0.5, 1.5], [-1.0, 3.0, -1.0]), [1, 0], 0.35) == [[1, 0, 0], [0.5, 0.5, 0], [0, 1, 0]]
+
+
+def test_soft_labels_are_thresholded_after_the_refiner() -> None:
+    calls = []
+
+    def refine(photos: Tensor, scores: Tensor, present: Tensor) -> Tensor:
+        calls.append((scores[0, :, 0].T.tolist(), present.tolist()))
+        return torch.tensor([[0.1, 0.9, 0.3], [0.4, 0.5, 5.0], [0.9, 0.2, 5.0], [0.0, 0.0, 5.0]]).T[None, :, None]
+
+    cams = row([0.9, 0.1, 0.1, 0.1], [0.3, 0.3, 0.3, 0.3])
+    assert soft(cams, [1, 0], 0.25, 0.75, refine) == [[0.1, 0.9, 0], NONE, [0.9 / 1.1, 0.2 / 1.1, 0], NONE]
+    assert len(calls) == 1
+    assert calls[0][0] == [pytest.approx(pixel) for pixel in [[0.1, 0.9, 0], *[[0.9, 0.1, 0]] * 3]]
+    assert calls[0][1] == [[True, True, False]]
+
+
 # --- errors
+
+
+@pytest.mark.parametrize("soft_ones", [False, True])
+def test_maps_with_nan(soft_ones: bool) -> None:
+    """The largest of all for `argmax`: its class would win."""
+    cams = row([0.2, float("nan"), 0.9])
+    with pytest.raises(ValueError, match="`cams` have NaN"):
+        pseudo_labels(photos(cams), cams, torch.ones(1, 1), 0.3, soft=soft_ones)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,25 @@
 """Callbacks to hang on a ``Trainer``."""
 
+from .activation_consistency import ActivationConsistencyCallback
+from .ema_teacher import EMATeacherCallback
 from .mask_writer import MaskWriter
 from .optimizers import OptimizerError
 from .prototype_contrast import PrototypeContrastCallback
 from .regularizer import RegularizerCallback
 from .taps import TapError
+from .taught import TaughtRegularizer
+from .unreliable_contrast import UnreliablePixelContrastCallback
+from .weak_to_strong import WeakToStrongCallback
 
-__all__ = ["MaskWriter", "OptimizerError", "PrototypeContrastCallback", "RegularizerCallback", "TapError"]
+__all__ = [
+    "ActivationConsistencyCallback",
+    "EMATeacherCallback",
+    "MaskWriter",
+    "OptimizerError",
+    "PrototypeContrastCallback",
+    "RegularizerCallback",
+    "TapError",
+    "TaughtRegularizer",
+    "UnreliablePixelContrastCallback",
+    "WeakToStrongCallback",
+]

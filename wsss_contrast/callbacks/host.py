@@ -105,6 +105,8 @@ class Host:
 
     def _step(self, original: Any, batch: Any) -> Any:
         members = self.sorted_members()
+        for member in members:
+            member.before_step(self.module, batch)
         output = _nested([m.recorder.recording for m in members], original)
         if output is None and world_size() == 1:
             return None

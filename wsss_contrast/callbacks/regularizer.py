@@ -45,6 +45,9 @@ class RegularizerCallback(L.Callback):
     After ``fit``, or an exception, the host is as it was; the callback keeps the parts for the next ``fit`` and in
     checkpoints. The host's ``state_dict`` never shows them. Nothing is added at validation or inference.
 
+    A host that forwards twice is taken to forward two views of a photo. If its second pass is none (the tiles of
+    Puzzle-CAM), it says so by an attribute ``regularizer_views = 1``.
+
     A subclass implements :meth:`build` and :meth:`regularize`.
 
     Args:
@@ -321,6 +324,9 @@ class RegularizerCallback(L.Callback):
 
     # The step.
 
+    def before_step(self, module: L.LightningModule, batch: Any) -> None:
+        """Called by ``Host`` before the host's own step."""
+
     def step(self, module: L.LightningModule, batch: Any, skipped: bool) -> Tensor:
         """The sum of the terms after the host's own step. Called by ``Host``."""
         assert self.parts is not None
@@ -341,7 +347,7 @@ class RegularizerCallback(L.Callback):
 
     def _views(self, module: L.LightningModule, batch: Any, image_size: tuple[int, int]) -> list[dict[str, Tensor]]:
         views = [self._view(0, image_size)]
-        passes = self.recorder.passes()
+        passes = min(self.recorder.passes(), getattr(module, "regularizer_views", 2))
         self.recorder.keep_read()
         matrix = None
         if self.views == 2 and passes == 2:

@@ -7,22 +7,26 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 from wsss_contrast.data.base import DataError, Sample, TaggedImageDataset
 from wsss_contrast.data.batches import SameSizeBatches
+from wsss_contrast.data.class_mix import ClassMix, Mix, Mixed
 from wsss_contrast.data.datamodule import ShapesDataModule, VOCDataModule, WSSSDataModule
 from wsss_contrast.data.folder import FolderDataModule, FolderDataset
 from wsss_contrast.data.samplers import EpochSampler, EvalSampler
 from wsss_contrast.data.shapes import SHAPES_CLASSES, ShapesDataset
-from wsss_contrast.data.transforms import as_photos, denormalize, eval_transform, train_transform
+from wsss_contrast.data.transforms import as_photos, denormalize, eval_transform, train_transform, weak_transform
 from wsss_contrast.data.views import View, ViewTransform
 from wsss_contrast.data.voc import VOC_CLASSES, VOCDataset
 
 __all__ = [
     "SHAPES_CLASSES",
     "VOC_CLASSES",
+    "ClassMix",
     "DataError",
     "EpochSampler",
     "EvalSampler",
     "FolderDataModule",
     "FolderDataset",
+    "Mix",
+    "Mixed",
     "SameSizeBatches",
     "Sample",
     "ShapesDataModule",
@@ -37,4 +41,5 @@ __all__ = [
     "denormalize",
     "eval_transform",
     "train_transform",
+    "weak_transform",
 ]

@@ -9,13 +9,14 @@ import albumentations as A
 import cv2
 import lightning as L
 import torch
+from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader, Dataset
 
 from wsss_contrast.data.base import DataError, Sample, TaggedImageDataset, check_class_names
 from wsss_contrast.data.batches import SameSizeBatches
 from wsss_contrast.data.samplers import EpochSampler, EvalSampler
 from wsss_contrast.data.shapes import SHAPES_CLASSES, ShapesDataset
-from wsss_contrast.data.transforms import train_transform
+from wsss_contrast.data.transforms import train_transform, weak_transform
 from wsss_contrast.data.voc import VOC_CLASSES, VOCDataset
 
 
@@ -42,6 +43,9 @@ class WSSSDataModule(L.LightningDataModule, ABC):
         num_workers: worker processes of each loader.
         seed: seed of order and augmentation.
         eval_batch_size: most photos a batch in validation and prediction; only photos of one size share a batch.
+        unlabeled_batch_size: images of the same split that join each training batch behind the others, with their
+            tags, drawn apart and augmented weakly (:func:`~wsss_contrast.data.weak_transform`), for methods that learn
+            them of a teacher. The batch then has ``labeled``, the number of the others.
     """
 
     predicted: Collection[str] = ()
@@ -60,6 +64,7 @@ class WSSSDataModule(L.LightningDataModule, ABC):
         num_workers: int,
         seed: int,
         eval_batch_size: int = 1,
+        unlabeled_batch_size: int = 0,
     ) -> None:
         super().__init__()
         if seed < 0:
@@ -77,6 +82,9 @@ class WSSSDataModule(L.LightningDataModule, ABC):
         self.num_workers = num_workers
         self.seed = seed
         self.eval_batch_size = eval_batch_size
+        if unlabeled_batch_size < 0:
+            raise ValueError(f"unlabeled_batch_size must not be negative, got {unlabeled_batch_size}")
+        self.unlabeled_batch_size = unlabeled_batch_size
 
     @property
     def num_classes(self) -> int:
@@ -90,7 +98,7 @@ class WSSSDataModule(L.LightningDataModule, ABC):
 
     @property
     def mask_options(self) -> dict[str, Any]:
-        """The options that predicted masks depend on, beside the photos themselves."""
+        """What predicted masks depend on, beside the names of the photos: where these are, and options."""
         return {}
 
     @abstractmethod
@@ -100,20 +108,37 @@ class WSSSDataModule(L.LightningDataModule, ABC):
     def setup(self, stage: str | None = None) -> None:
         if stage in ("fit", None):
             self.train_set = self.dataset(self.train_split, train_transform(self.crop_size, self.resize_long))
+            if self.unlabeled_batch_size:
+                self.unlabeled_set = self.dataset(self.train_split, weak_transform(self.crop_size, self.resize_long))
         if stage in ("fit", "validate", None):
             self.threshold_set = self.dataset(self.threshold_split, with_mask=True)
             self.val_set = self.dataset(self.val_split, with_mask=True)
         if stage in ("predict", None):
             self.predict_set = self.dataset(self.predict_split)
 
-    def train_dataloader(self) -> DataLoader[Sample]:
-        sampler = EpochSampler(self.train_set, **self._processes(), seed=self.seed)
-        if len(sampler) < self.batch_size:
+    def train_dataloader(self) -> Any:
+        labeled = self._train_loader(self.train_set, self.batch_size, self.seed)
+        if self.unlabeled_batch_size == 0:
+            return labeled
+        unlabeled = self._train_loader(self.unlabeled_set, self.unlabeled_batch_size, self.seed + 1)
+        return CombinedLoader({"labeled": labeled, "unlabeled": unlabeled}, mode="max_size_cycle")
+
+    def _train_loader(self, dataset: TaggedImageDataset, batch_size: int, seed: int) -> DataLoader[Sample]:
+        sampler = EpochSampler(dataset, **self._processes(), seed=seed)
+        if len(sampler) < batch_size:
             raise DataError(
                 f"split {self.train_split!r} has {len(sampler)} images a process, "
-                f"fewer than one batch of {self.batch_size}; lower batch_size"
+                f"fewer than one batch of {batch_size}; lower batch_size"
             )
-        return self._loader(self.train_set, sampler, batch_size=self.batch_size, drop_last=True)
+        return self._loader(dataset, sampler, batch_size=batch_size, drop_last=True)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """One batch of the labelled and the unlabelled images."""
+        if not isinstance(batch, dict) or batch.keys() != {"labeled", "unlabeled"}:
+            return batch
+        first, second = batch["labeled"], batch["unlabeled"]
+        joined: Sample = {key: torch.cat([first[key], second[key]]) for key in ("image", "tags")}
+        return joined | {"name": [*first["name"], *second["name"]], "labeled": len(first["name"])}
 
     @property
     def val_sets(self) -> dict[str, TaggedImageDataset]:
@@ -169,6 +194,7 @@ class VOCDataModule(WSSSDataModule):
         seed: seed of order and augmentation.
         predict_split: list to predict; by default ``val_split``.
         eval_batch_size: most photos a batch in validation and prediction; only photos of one size share a batch.
+        unlabeled_batch_size: see :class:`WSSSDataModule`.
     """
 
     def __init__(
@@ -186,6 +212,7 @@ class VOCDataModule(WSSSDataModule):
         seed: int = 0,
         predict_split: str | None = None,
         eval_batch_size: int = 1,
+        unlabeled_batch_size: int = 0,
     ) -> None:
         super().__init__(
             class_names=check_class_names(VOC_CLASSES if classes is None else classes, VOC_CLASSES),
@@ -199,6 +226,7 @@ class VOCDataModule(WSSSDataModule):
             num_workers=num_workers,
             seed=seed,
             eval_batch_size=eval_batch_size,
+            unlabeled_batch_size=unlabeled_batch_size,
         )
         self.root = Path(root)
         self.tags = tags
@@ -209,7 +237,7 @@ class VOCDataModule(WSSSDataModule):
 
     @property
     def mask_options(self) -> dict[str, Any]:
-        return {"tags": self.tags}
+        return {"root": str(self.root.resolve()), "tags": self.tags}
 
     def dataset(self, split: str, transform: A.Compose | None = None, with_mask: bool = False) -> VOCDataset:
         return VOCDataset(self.root, split, self.class_names, self.tags, transform, with_mask, self.seed)
@@ -228,6 +256,7 @@ class ShapesDataModule(WSSSDataModule):
         num_workers: worker processes of each loader.
         seed: seed of drawings, order and augmentation.
         eval_batch_size: most pictures a batch in validation and prediction.
+        unlabeled_batch_size: see :class:`WSSSDataModule`.
     """
 
     def __init__(
@@ -241,6 +270,7 @@ class ShapesDataModule(WSSSDataModule):
         num_workers: int = 0,
         seed: int = 0,
         eval_batch_size: int = 1,
+        unlabeled_batch_size: int = 0,
     ) -> None:
         super().__init__(
             class_names=list(SHAPES_CLASSES),
@@ -254,9 +284,14 @@ class ShapesDataModule(WSSSDataModule):
             num_workers=num_workers,
             seed=seed,
             eval_batch_size=eval_batch_size,
+            unlabeled_batch_size=unlabeled_batch_size,
         )
         self.lengths = {"train": train_length, "val": val_length}
         self.size = size
+
+    @property
+    def mask_options(self) -> dict[str, Any]:
+        return {"size": self.size, "seed": self.seed}
 
     def dataset(self, split: str, transform: A.Compose | None = None, with_mask: bool = False) -> ShapesDataset:
         return ShapesDataset(split, self.size, self.lengths[split], self.seed, transform, with_mask)

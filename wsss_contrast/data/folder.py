@@ -29,7 +29,7 @@ from wsss_contrast.data.base import (
     some,
 )
 from wsss_contrast.data.datamodule import WSSSDataModule
-from wsss_contrast.data.transforms import train_transform
+from wsss_contrast.data.transforms import train_transform, weak_transform
 from wsss_contrast.pictures import IGNORE
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -173,6 +173,7 @@ class FolderDataModule(WSSSDataModule):
         on_error: ``"raise"``, or ``"skip"`` to leave out the photos that are not in order, with a warning that names
             them.
         eval_batch_size: most photos a batch in validation and prediction; only photos of one size share a batch.
+        unlabeled_batch_size: see :class:`WSSSDataModule`.
     """
 
     def __init__(
@@ -187,6 +188,7 @@ class FolderDataModule(WSSSDataModule):
         seed: int = 0,
         on_error: OnError = "raise",
         eval_batch_size: int = 1,
+        unlabeled_batch_size: int = 0,
     ) -> None:
         super().__init__(
             class_names=folder_classes(Path(root), classes),
@@ -200,6 +202,7 @@ class FolderDataModule(WSSSDataModule):
             num_workers=num_workers,
             seed=seed,
             eval_batch_size=eval_batch_size,
+            unlabeled_batch_size=unlabeled_batch_size,
         )
         self.root = Path(root)
         self.longest_side = longest_side
@@ -208,7 +211,7 @@ class FolderDataModule(WSSSDataModule):
     @property
     def mask_options(self) -> dict[str, Any]:
         source = "file" if (self.root / "tags.csv").is_file() else "classifier"
-        return {"longest_side": self.longest_side, "tags": source}
+        return {"root": str(self.root.resolve()), "longest_side": self.longest_side, "tags": source}
 
     def dataset(self, split: str, transform: A.Compose | None = None, with_mask: bool = False) -> FolderDataset:
         return FolderDataset(self.root, self.class_names, transform, with_mask, self.seed, self.on_error)
@@ -223,6 +226,8 @@ class FolderDataModule(WSSSDataModule):
         rank_zero_info(f"{self.root}: classes by id: " + ", ".join(f"{number} {name}" for number, name in names))
         if stage in ("fit", None):
             self.train_set = photos.view(train_transform(self.crop_size, self.resize_long))
+            if self.unlabeled_batch_size:
+                self.unlabeled_set = photos.view(weak_transform(self.crop_size, self.resize_long))
         scored = scored and len(photos) > 0  # "skip" may have left out all masks
         if stage == "validate" and not scored:
             raise DataError(f"{self.root / 'masks'}: has no masks, so there is nothing to score")

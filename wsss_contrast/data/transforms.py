@@ -8,6 +8,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN
 from timm.data.constants import IMAGENET_DEFAULT_STD as IMAGENET_STD
 from torch import Tensor
 
+from wsss_contrast.functional import full_precision
 from wsss_contrast.pictures import IGNORE
 
 
@@ -51,6 +52,16 @@ def train_transform(crop_size: int, resize_long: tuple[int, int] = (448, 768)) -
     )
 
 
+def weak_transform(crop_size: int, resize_long: tuple[int, int] = (448, 768)) -> A.Compose:
+    """Return the weak augmentation of images that a teacher labels: resize, flip and crop of :func:`train_transform`.
+
+    CSRM's paper resizes and flips; its released code crops only. Arguments and errors are those of
+    :func:`train_transform`.
+    """
+    steps = train_transform(crop_size, resize_long).transforms
+    return A.Compose([step for step in steps if not isinstance(step, A.ColorJitter)])
+
+
 def eval_transform() -> A.Compose:
     """Return the transform for evaluation: ImageNet normalisation at native size, nothing else."""
     return A.Compose([A.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
@@ -60,9 +71,10 @@ def as_photos(images: Tensor) -> Tensor:
     """Turn normalised images (N, 3, H, W) back into photos, uint8 (N, 3, H, W)."""
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"images must have shape (N, 3, H, W), got {tuple(images.shape)}")
+    images = full_precision(images.detach())
     mean = images.new_tensor(IMAGENET_MEAN).view(3, 1, 1)
     std = images.new_tensor(IMAGENET_STD).view(3, 1, 1)
-    return ((images.detach() * std + mean) * 255).round().clamp(0, 255).byte()
+    return ((images * std + mean) * 255).round().clamp(0, 255).byte()
 
 
 def denormalize(image: Tensor) -> NDArray[np.uint8]:

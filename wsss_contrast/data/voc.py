@@ -165,6 +165,11 @@ def _read_list(root: Path, split: str | Path) -> list[str]:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in lists.glob("*.txt"))) or "none"
         raise DataError(f"{lists / f'{split}.txt'}: no such list, and {split} is no file; lists there: {known}")
+    return read_list(path)
+
+
+def read_list(path: Path, spaces: bool = False) -> list[str]:
+    """Read names, one a line, with ``spaces`` also of several words; of ``/JPEGImages/NAME.jpg ...`` it is ``NAME``."""
     names: dict[str, None] = {}
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -175,9 +180,9 @@ def _read_list(root: Path, split: str | Path) -> list[str]:
         if not fields:
             continue
         is_path = fields[0].lower().endswith(".jpg")
-        if len(fields) > 1 and not is_path:
+        if len(fields) > 1 and not is_path and not spaces:
             raise DataError(f"{path}, line {number}: expected one name, got {line.strip()!r}")
-        name = Path(fields[0]).stem if is_path else fields[0]
+        name = Path(fields[0]).stem if is_path else line.strip()
         if name in names:
             raise DataError(f"{path}, line {number}: {name} is listed twice")
         names[name] = None

@@ -16,8 +16,10 @@ def global_average_pool(maps: Tensor, valid: Tensor | None = None) -> Tensor:
     return (maps * valid[:, None]).sum(dim=(-2, -1)) / valid.sum(dim=(-2, -1)).clamp_min(1)[:, None]
 
 
-def multilabel_soft_margin(logits: Tensor, tags: Tensor) -> Tensor:
-    r"""Multi-label soft margin loss, the mean over classes and images (SEAM, Eq. 7; PPC, ``L_cls``).
+def multilabel_soft_margin(logits: Tensor, tags: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    r"""Multi-label soft margin loss, the mean over classes and images.
+
+    SEAM, Eq. 7; ``L_cls`` of PPC; CSRM, Eq. 5, on logits.
 
     .. math::
 
@@ -26,6 +28,7 @@ def multilabel_soft_margin(logits: Tensor, tags: Tensor) -> Tensor:
     Args:
         logits: (N, K) foreground logits, before the sigmoid.
         tags: (N, K) multi-hot image tags.
+        label_smoothing: s, which moves the tags to (1 - s) y + s / 2.
 
     Returns:
         A scalar. An empty batch gives a zero that keeps the graph.
@@ -33,4 +36,5 @@ def multilabel_soft_margin(logits: Tensor, tags: Tensor) -> Tensor:
     logits = full_precision(logits)
     if logits.numel() == 0:
         return (logits * 0).sum()
-    return F.multilabel_soft_margin_loss(logits, tags.to(logits.dtype))
+    target = (1 - label_smoothing) * tags.to(logits.dtype) + label_smoothing / 2
+    return F.multilabel_soft_margin_loss(logits, target)

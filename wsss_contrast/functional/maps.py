@@ -15,6 +15,11 @@ def full_precision(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
+def readable(x: Tensor) -> bool:
+    """Whether values can be read without waiting for a device, and without a break in a traced graph."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Bilinear resize to ``size`` (height, width) with aligned corners, as SEAM and PPC resize all their maps.
 
@@ -78,6 +83,16 @@ def max_normalize(cams: Tensor) -> Tensor:
     """
     positive = full_precision(cams).relu()
     return positive / (positive.amax(dim=(-2, -1), keepdim=True) + EPS)
+
+
+def nearest_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Labels (N, H, W) at another size: each pixel takes that at ``floor(i H / h)``, as nearest interpolation does."""
+    for dim, length in zip((-2, -1), size, strict=True):
+        full = labels.shape[dim]
+        if full != length:
+            chosen = torch.arange(length, device=labels.device) * full // length
+            labels = labels.index_select(dim, chosen)
+    return labels
 
 
 def mask_by_tags(maps: Tensor, tags: Tensor) -> Tensor:

@@ -98,8 +98,15 @@ def propagate(
 
     Returns:
         (N, C, H, W).
+
+    Raises:
+        ValueError: an affinity of another number of neighbours.
     """
     offsets = neighbour_offsets(dilations)
+    if affinity.shape[1] != len(offsets):
+        raise ValueError(
+            f"`affinity` has {affinity.shape[1]} neighbours, but the dilations {tuple(dilations)} are {len(offsets)}"
+        )
     maps = full_precision(maps)
     for _ in range(steps):
         mixed = torch.zeros_like(maps)

@@ -1,15 +1,32 @@
 """Losses to import into a model of your own. They need torch only."""
 
+from .activation_consistency import ActivationConsistency
+from .csrm import CSRM_PRESETS, CSRMLoss, CSRMMaps
+from .csrm_schedule import CSRMSchedule
 from .equivariant import EquivariantCrossRegularization, EquivariantRegularization
 from .min_pooling import MinPooling
 from .multilabel_soft_margin import MultilabelSoftMargin
 from .prototype_contrast import PixelDraws, PrototypeContrast
+from .puzzle import PuzzleReconstruction
+from .reliable_segmentation import ReliableSegmentation
+from .unreliable_contrast import ContrastDraws, UnreliablePixelContrast
+from .weak_to_strong import WeakToStrong
 
 __all__ = [
+    "CSRM_PRESETS",
+    "ActivationConsistency",
+    "CSRMLoss",
+    "CSRMMaps",
+    "CSRMSchedule",
+    "ContrastDraws",
     "EquivariantCrossRegularization",
     "EquivariantRegularization",
     "MinPooling",
     "MultilabelSoftMargin",
     "PixelDraws",
     "PrototypeContrast",
+    "PuzzleReconstruction",
+    "ReliableSegmentation",
+    "UnreliablePixelContrast",
+    "WeakToStrong",
 ]

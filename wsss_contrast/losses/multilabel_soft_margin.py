@@ -6,14 +6,23 @@ from torch import Tensor, nn
 
 from wsss_contrast import functional
 
-from ._checks import check_maps, check_tags, check_valid
+from ._checks import check_maps, check_smoothing, check_tags, check_valid
 
 
 class MultilabelSoftMargin(nn.Module):
-    """Multi-label soft margin loss of pooled maps: Eq. 7 of SEAM (CVPR 2020), ``L_cls`` of PPC (CVPR 2022).
+    """Multi-label soft margin loss of pooled maps: Eq. 7 of SEAM (CVPR 2020), ``L_cls`` of PPC (CVPR 2022),
+    L_c of CSRM (VISAPP 2025, Eq. 5, whose text takes a second sigmoid).
+
+    Args:
+        label_smoothing: s, which moves the tags to (1 - s) y + s / 2; in [0, 1).
 
     Distributed contract: a mean over images; nothing is gathered.
     """
+
+    def __init__(self, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        check_smoothing(label_smoothing)
+        self.label_smoothing = label_smoothing
 
     def forward(self, cams: Tensor, tags: Tensor, valid: Tensor | None = None) -> Tensor:
         """A scalar, at least 0.
@@ -29,4 +38,5 @@ class MultilabelSoftMargin(nn.Module):
         check_maps(cams=cams)
         check_tags(tags, cams.shape[0], cams.shape[1])
         check_valid(valid, cams)
-        return functional.multilabel_soft_margin(functional.global_average_pool(cams, valid), tags)
+        logits = functional.global_average_pool(cams, valid)
+        return functional.multilabel_soft_margin(logits, tags, self.label_smoothing)

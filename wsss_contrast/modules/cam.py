@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -16,7 +17,7 @@ from wsss_contrast.functional import global_average_pool
 from wsss_contrast.losses import MultilabelSoftMargin
 from wsss_contrast.metrics import THRESHOLDS, SeedCurve, SeedMIoU
 from wsss_contrast.nn import TimmBackbone
-from wsss_contrast.refine import Refiner, multi_scale_cams, pseudo_labels
+from wsss_contrast.refine import Refiner, WorkerError, multi_scale_cams, pseudo_labels
 
 from .optim import parameter_groups, poly_decay
 
@@ -60,8 +61,14 @@ class CAM(L.LightningModule):
     refine: Refiner | None = None
     """Refines the masks that are predicted; not what validation scores. See :class:`~wsss_contrast.refine.Refiner`."""
 
+    low_strides: Sequence[int] | None = None
+    """Strides of the lower maps that a module of this kind needs; those before the last map by default."""
+
     keep_seeds = False
     """Whether predictions have the seeds as well, which are large."""
+
+    masks_later = False
+    """Whether predictions have a function that makes the masks, in their place: of a refiner that takes long."""
 
     def __init__(
         self,
@@ -94,7 +101,7 @@ class CAM(L.LightningModule):
         self.scales = tuple(scales)
         self.flip = flip
         self.tag_threshold = tag_threshold
-        self.backbone = TimmBackbone(backbone, weights, output_stride, frozen_norm)
+        self.backbone = TimmBackbone(backbone, weights, output_stride, frozen_norm, self.low_strides)
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(self.backbone.out_channels, num_classes, kernel_size=1, bias=False)
         nn.init.xavier_uniform_(self.classifier.weight)
@@ -156,6 +163,12 @@ class CAM(L.LightningModule):
         photos = as_photos(images) if self.refine is not None else images
         return pseudo_labels(photos, seeds, tags, self.background_threshold, refine=self.refine)
 
+    def _masks_of(self, names: Sequence[str], images: Tensor, seeds: Tensor, tags: Tensor) -> Tensor:
+        try:
+            return self.masks(images, seeds, tags)
+        except WorkerError as error:
+            raise WorkerError(f"photo {names[error.number]}: {error}") from error
+
     @torch.no_grad()
     def predicted_tags(self, images: Tensor) -> Tensor:
         """(N, K), 1 for each class whose probability exceeds ``tag_threshold``, of images (N, 3, H, W)."""
@@ -208,11 +221,20 @@ class CAM(L.LightningModule):
         return scores | {"threshold": self.background_threshold}
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
-        """Names and masks (N, H, W) of a batch, of the size of its images; seeds and tags too if ``keep_seeds``."""
+        """Names and masks (N, H, W) of a batch, of the size of its images; seeds and tags too if ``keep_seeds``.
+
+        Raises:
+            ValueError: NaN in the seeds of a photo.
+            WorkerError: a photo ended its process, see :class:`~wsss_contrast.refine.DenseCRF`.
+        """
         images = batch["image"]
         tags = batch["tags"] if "tags" in batch else self.predicted_tags(images)
         seeds = self.seeds(images, tags)
-        prediction = {"name": batch["name"], "mask": self.masks(images, seeds, tags)}
+        broken = [name for name, of_photo in zip(batch["name"], seeds, strict=True) if bool(of_photo.isnan().any())]
+        if broken:
+            raise ValueError(f"the maps of {', '.join(broken)} have NaN: are the network's weights finite?")
+        make = partial(self._masks_of, batch["name"], images, seeds, tags)
+        prediction = {"name": batch["name"], "mask": make if self.masks_later else make()}
         return prediction | ({"seeds": seeds, "tags": tags} if self.keep_seeds else {})
 
     @property

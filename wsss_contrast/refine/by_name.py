@@ -14,12 +14,12 @@ def refiner(name: str) -> Refiner | None:
 
     Args:
         name: ``"none"``; ``"par"``, pixel-adaptive refinement; ``"crf"``, a dense CRF with the settings of PPC, or
-            ``"crf:NAME"`` with those of a name in ``CRF_SETTINGS``, in a process for each CPU; or
-            ``"package.module.Name"``, a class or function of your own, which is called without arguments and gives a
-            refiner.
+            ``"crf:NAME"`` with those of a name in ``CRF_SETTINGS``, in a process for each CPU, which the ranks of a
+            machine share; or ``"package.module.Name"``, a class or function of your own, which is called without
+            arguments and gives a refiner.
 
     Raises:
-        ValueError: an unknown name, or one that can't be imported.
+        ValueError: an unknown name, one that can't be imported, or one that gives no refiner.
     """
     if name == "none":
         return None
@@ -35,5 +35,10 @@ def refiner(name: str) -> Refiner | None:
         make = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"refiner {name!r} can't be imported: {error}") from error
-    made: Refiner = make()
+    try:
+        made: Refiner = make()
+    except TypeError as error:
+        raise ValueError(f"refiner {name!r} can't be called without arguments: {error}") from error
+    if not callable(made):
+        raise ValueError(f"refiner {name!r} gives {made!r}, which can't be called")
     return made

@@ -6,11 +6,14 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from wsss_contrast.distributed import world_size
 
 from .processes import ProcessPool
 
@@ -74,7 +77,16 @@ def soft_unaries(scores: Floats) -> Floats:
 
 
 def hard_unaries(labels: NDArray[np.integer], num_classes: int, confidence: float) -> Floats:
-    """Energies (C, H, W) of labels (H, W) from 0 to C - 1, which are right with this probability."""
+    """Energies (C, H, W) of labels (H, W) from 0 to C - 1, which are right with this probability.
+
+    Raises:
+        ValueError: fewer than two classes, or a label that is no class, as 255.
+    """
+    if num_classes < 2:
+        raise ValueError(f"`num_classes` must be at least 2, got {num_classes}")
+    wrong = labels[(labels < 0) | (labels >= num_classes)]
+    if wrong.size:
+        raise ValueError(f"`labels` must be from 0 to {num_classes - 1}, got {wrong.flat[0]}")
     energies = np.full((num_classes, *labels.shape), -np.log((1 - confidence) / (num_classes - 1)), np.float32)
     np.put_along_axis(energies, labels[None].astype(np.int64), np.float32(-np.log(confidence)), axis=0)
     return energies
@@ -122,32 +134,48 @@ class DenseCRF:
     Only the classes present take part. A photo of none is all background.
 
     With ``processes``, photos are refined side by side in processes that live until :meth:`close`; use it as a context
-    manager. A process that dies costs its photo a second try. As with all Python processes, a script must guard its own
-    start with ``if __name__ == "__main__"``.
+    manager. The photos of a batch share them, and so do batches of several threads: ``predict`` with a
+    :class:`~wsss_contrast.callbacks.MaskWriter` goes on to the next batches meanwhile. A process that dies costs its
+    photo a second try. As with all Python processes, a script must guard its own start with
+    ``if __name__ == "__main__"``.
 
     Args:
         settings: the name of a set in ``CRF_SETTINGS``, or one of your own.
-        processes: how many; 0 works in this process, ``None`` takes one for each CPU.
+        processes: how many; 0 works in this process. ``None`` takes one for each CPU that this process may use; where
+            several ranks predict on one machine, they share them.
 
     Raises:
         ImportError: the extra ``crf`` is not installed.
-        ValueError: an unknown name.
+        ValueError: an unknown name, or a negative number of processes.
+        WorkerError: when called: a photo ended its process twice. Names its place in the batch.
     """
 
     def __init__(self, settings: str | CRFSettings = "ppc", processes: int | None = 0) -> None:
         _pydensecrf()
         self.settings = crf_settings(settings)
-        count = (os.cpu_count() or 1) if processes is None else processes
-        self._pool = ProcessPool(_refine, count) if count else None
+        if processes is not None and processes < 0:
+            raise ValueError(f"`processes` must not be negative, got {processes}")
+        self.processes = processes
 
     def __repr__(self) -> str:
         return f"DenseCRF({self.settings})"
 
+    @property
+    def concurrency(self) -> int:
+        """How many batches, each in a thread, are worth refining at once."""
+        return 1 if self._pool is None else self._pool.processes
+
+    @cached_property
+    def _pool(self) -> ProcessPool | None:
+        # Not before it is needed: how many ranks there are is known once they have started.
+        count = _cpus() if self.processes is None else self.processes
+        return ProcessPool(_refine, count) if count else None
+
     def __call__(self, photos: Tensor, scores: Tensor, present: Tensor) -> Tensor:
-        device = scores.device
-        arrays = zip(
-            photos.permute(0, 2, 3, 1).cpu().numpy(), scores.float().cpu().numpy(), present.cpu().numpy(), strict=True
-        )
+        device, scores = scores.device, scores.detach().float()
+        if not len(scores):
+            return scores
+        arrays = zip(photos.permute(0, 2, 3, 1).cpu().numpy(), scores.cpu().numpy(), present.cpu().numpy(), strict=True)
         return torch.from_numpy(np.stack(list(self.stream(arrays)))).to(device)
 
     def stream(self, inputs: Iterable[tuple[NDArray[np.uint8], Floats, NDArray[np.bool_]]]) -> Iterator[Floats]:
@@ -175,15 +203,23 @@ class DenseCRF:
             yield out
 
     def close(self) -> None:
-        """End the processes."""
-        if self._pool is not None:
-            self._pool.close()
+        """End the processes. A later call starts new ones."""
+        pool: ProcessPool | None = vars(self).pop("_pool", None)
+        if pool is not None:
+            pool.close()
 
     def __enter__(self) -> DenseCRF:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _cpus() -> int:
+    """This process's share of the CPUs. All ranks are on this machine, where no launcher says how many are."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+    return max(1, usable // ranks)
 
 
 def _refine(photo: NDArray[np.uint8], scores: Floats, settings: CRFSettings) -> Floats:

@@ -29,6 +29,8 @@ class PixelAdaptiveRefinement(nn.Module):
     torch.Size([2, 4, 32, 32])
     """
 
+    keeps_constants = True  # each class is averaged by itself, see `Refiner`
+
     def __init__(
         self,
         steps: int = 15,

@@ -12,7 +12,12 @@ from wsss_contrast.pictures import IGNORE
 
 
 class Refiner(Protocol):
-    """What moves the borders of masks to those of the photo: any function or object that is called like this."""
+    """What moves the borders of masks to those of the photo: any function or object that is called like this.
+
+    One with an attribute ``keeps_constants`` that is true refines each class by itself and leaves a constant as it is:
+    it is called once for two thresholds. One with an attribute ``concurrency`` above 1 may be called from that many
+    threads at once; :class:`~wsss_contrast.callbacks.MaskWriter` does so.
+    """
 
     def __call__(self, photos: Tensor, scores: Tensor, present: Tensor) -> Tensor:
         """Refine the scores of a batch.
@@ -35,12 +40,18 @@ def pseudo_labels(
     background_threshold: float,
     foreground_threshold: float | None = None,
     refine: Refiner | None = None,
+    soft: bool = False,
 ) -> Tensor:
-    """Hard labels of normalised maps.
+    """Labels of normalised maps.
 
     The background competes with the maps of the tagged classes as a constant score: once low, once high (IRN; CSRM,
     Sec. 3.1). Both are refined, and a pixel gets its best class. Where even the high one loses, the label is the
     class; where even the low one wins, it is background; between them it is 255.
+
+    Soft labels are distributions over the classes. Here the score of the background is one minus that of the best
+    class. It is refined with the maps, and the thresholds come after: a pixel counts where the best class exceeds the
+    high one, or none exceeds the low one. CSRM's Eq. 6 reads as soft labels thresholded after the CRF; its released
+    code has the hard ones.
 
     Args:
         photos: (N, 3, H, W), uint8 from 0 to 255. Only a refiner needs them.
@@ -50,12 +61,15 @@ def pseudo_labels(
         background_threshold: the low score of the background, in [0, 1).
         foreground_threshold: the high one; by default the same, and no pixel is 255.
         refine: a refiner, see :class:`Refiner`.
+        soft: give soft labels.
 
     Returns:
-        (N, H, W), int64. 0 is background, 1 to K are the classes, 255 is neither. Ties go to the lowest.
+        (N, H, W), int64. 0 is background, 1 to K are the classes, 255 is neither. Ties go to the lowest. Soft:
+        (N, 1 + K, H, W), the background first; they add up to 1 at a pixel that counts, and are 0 at the others.
 
     Raises:
-        ValueError: thresholds that are not 0 <= low <= high < 1, or tensors that do not go together.
+        ValueError: thresholds that are not 0 <= low <= high < 1, tensors that do not go together, or NaN in the maps
+            (looked for on the CPU only).
     """
     high = background_threshold if foreground_threshold is None else foreground_threshold
     if not 0 <= background_threshold <= high < 1:
@@ -67,18 +81,34 @@ def pseudo_labels(
             f"`photos` must be uint8 and of shape {(len(cams), 3, *cams.shape[2:])}, "
             f"got {photos.dtype} and {tuple(photos.shape)}"
         )
+    if cams.device.type == "cpu" and bool(cams.isnan().any()):
+        raise ValueError("`cams` have NaN values")
     present = torch.cat([tags.new_ones(len(tags), 1), tags], dim=1) > 0
-    cams = full_precision(cams)
-
-    def best(threshold: float) -> Tensor:
-        constant = torch.full_like(cams[:, :1], threshold)
-        scores = with_background(cams.clamp(min=0), constant)
+    cams = full_precision(cams).clamp(min=0)
+    if soft:
+        cams = cams.masked_fill(~present[:, 1:, None, None], 0)
+        scores = with_background(cams, (1 - cams.amax(dim=1, keepdim=True)).clamp(min=0))
         if refine is not None:
-            scores = refine(photos, scores, present)
+            scores = refine(photos, scores, present).clamp(min=0).masked_fill(~present[:, :, None, None], 0)
+        best, total = scores[:, 1:].amax(dim=1, keepdim=True), scores.sum(dim=1, keepdim=True)
+        counts = ((best > high) | (best <= background_threshold)) & (total > 0)
+        return torch.where(counts, scores / total, 0)
+
+    def against(threshold: float) -> Tensor:
+        return with_background(cams, torch.full_like(cams[:, :1], threshold))
+
+    def best_class(scores: Tensor) -> Tensor:
         return scores.masked_fill(~present[:, :, None, None], -torch.inf).argmax(dim=1)
 
-    foreground = best(high)
-    if high == background_threshold:
-        return foreground
-    background = best(background_threshold)
+    thresholds = [high] if high == background_threshold else [high, background_threshold]
+    if refine is not None and getattr(refine, "keeps_constants", False):
+        cams, refine = refine(photos, against(high), present)[:, 1:], None
+    if refine is None:
+        labels = [best_class(against(threshold)) for threshold in thresholds]
+    else:  # together: a refiner with several processes then uses them for a single photo, too
+        times = len(thresholds)
+        scores = torch.cat([against(threshold) for threshold in thresholds])
+        scores = refine(photos.repeat(times, 1, 1, 1), scores, present.repeat(times, 1))
+        labels = [best_class(of_threshold) for of_threshold in scores.split(len(cams))]
+    foreground, background = labels[0], labels[-1]
     return torch.where(foreground > 0, foreground, torch.where(background == 0, 0, IGNORE))

@@ -1,0 +1,157 @@
+"""The CSRM module: what it starts from, what it learns, what it keeps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+
+from wsss_contrast.data import SHAPES_CLASSES, ShapesDataModule
+from wsss_contrast.modules import CSRM, PuzzleCAM
+
+from .tiny import OPTIONS, trainer
+
+CLASSES = len(SHAPES_CLASSES)
+SMALL: dict[str, Any] = OPTIONS | {"embedding_dim": 8}
+
+
+def data(**options: Any) -> ShapesDataModule:
+    sizes = {"train_length": 12, "val_length": 2, "size": 64, "crop_size": 64, "resize_long": (56, 80)}
+    return ShapesDataModule(**sizes | {"batch_size": 2, "unlabeled_batch_size": 3} | options)
+
+
+def csrm(**options: Any) -> CSRM:
+    torch.manual_seed(0)
+    return CSRM(CLASSES, **SMALL | {"loss": {"contrast": {"queries": 4, "negatives": 5}}} | options)
+
+
+class Watch(L.Callback):
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+        self.batches: list[Any] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.rows.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+        self.batches.append({key: value for key, value in batch.items() if key != "image"})
+
+
+@pytest.mark.parametrize("compat", ["paper", "official"])
+@pytest.mark.parametrize("refine", ["none", "par"])
+def test_trains(compat: str, refine: str, tmp_path: Path) -> None:
+    module, watch = csrm(compat=compat, train_refine=refine), Watch()
+    before = {name: value.clone() for name, value in module.named_parameters()}
+    trainer(tmp_path, max_steps=4, max_epochs=-1, callbacks=[watch]).fit(module, datamodule=data())
+    names = {f"train/{name}" for name in ("classification", "segmentation", "seg_to_cam", "weak_to_strong", "contrast")}
+    assert all(names <= row.keys() for row in watch.rows)
+    for row in watch.rows:
+        assert sum(row[name] for name in names) == pytest.approx(row["train/loss"], rel=1e-5)
+    assert [batch["labeled"] for batch in watch.batches] == [2] * 4
+    assert [len(batch["tags"]) for batch in watch.batches] == [5] * 4
+    moved = {name.split(".")[0] for name, value in module.named_parameters() if not torch.equal(value, before[name])}
+    assert {"backbone", "classifier", "segmenter", "teacher"} <= moved
+
+
+def test_the_halves_are_drawn_apart(tmp_path: Path) -> None:
+    watch = Watch()
+    trainer(tmp_path, max_steps=3, max_epochs=-1, callbacks=[watch]).fit(csrm(), datamodule=data())
+    names = [batch["name"] for batch in watch.batches]
+    assert all(len(of_batch) == 5 for of_batch in names)
+    assert {name for of_batch in names for name in of_batch[:2]} != {n for of_batch in names for n in of_batch[2:]}
+
+
+def test_starts_from_puzzle_cam(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    puzzle = PuzzleCAM(CLASSES, **OPTIONS)
+    host = trainer(tmp_path, max_steps=1, max_epochs=-1)
+    host.fit(puzzle, datamodule=data(unlabeled_batch_size=0))
+    host.save_checkpoint(tmp_path / "puzzle.ckpt")
+    module = csrm(start=str(tmp_path / "puzzle.ckpt"))
+    for name in ("backbone", "classifier"):
+        theirs = getattr(puzzle, name).state_dict()
+        for network in (module, module.teacher.network):
+            for key, value in getattr(network, name).state_dict().items():
+                torch.testing.assert_close(value, theirs[key].cpu(), rtol=0, atol=0)
+    assert module.heads == [module.segmenter]
+    scratch = csrm()
+    assert scratch.heads == [scratch.classifier, scratch.segmenter]
+
+
+def test_a_start_that_is_none() -> None:
+    with pytest.raises(ValueError, match=r"no file .*nothing\.ckpt"):
+        csrm(start="nothing.ckpt")
+
+
+def test_a_start_of_another_network(tmp_path: Path) -> None:
+    path = tmp_path / "other.ckpt"
+    torch.save({"state_dict": {"classifier.weight": torch.zeros(1)}}, path)
+    with pytest.raises(ValueError, match=r"other\.ckpt: its backbone is another"):
+        csrm(start=str(path))
+
+
+def test_seeds_are_the_teachers() -> None:
+    module = csrm().eval()
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        before = module.seed_maps(images)
+        module.classifier.weight.add_(1.0)
+        torch.testing.assert_close(module.seed_maps(images), before)
+        module.teacher.network.classifier.weight.add_(1.0)
+    assert not torch.equal(module.seed_maps(images), before)
+
+
+def test_the_teacher_follows_the_optimisers_steps(tmp_path: Path) -> None:
+    """Not the batches: gradients are accumulated over two."""
+    module = csrm()
+    updates: list[int] = []
+    update = module.teacher.update
+
+    def spy(network: Any, step: int) -> None:
+        updates.append(step)
+        update(network, step)
+
+    module.teacher.update = spy  # type: ignore[method-assign]
+    trainer(tmp_path, max_steps=3, max_epochs=-1, accumulate_grad_batches=2).fit(module, datamodule=data())
+    assert updates == [1, 1, 2, 3]  # once at the start, as the student may have been loaded since
+
+
+def test_a_resumed_run_gives_what_an_undisturbed_one_gives(tmp_path: Path) -> None:
+    """Both are planned for two epochs of six steps, as the schedules follow the length of the run."""
+    whole = csrm(train_refine="none")
+    keep = Keep(tmp_path / "half.ckpt")
+    trainer(tmp_path, max_epochs=2, callbacks=[keep]).fit(whole, datamodule=data())
+    resumed = csrm(train_refine="none")
+    trainer(tmp_path, max_epochs=2).fit(resumed, datamodule=data(), ckpt_path=str(keep.path))
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(resumed.state_dict()[name], value, rtol=1e-5, atol=1e-6)
+
+
+class Keep(L.Callback):
+    """A checkpoint of the first epoch's end."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.current_epoch == 0:
+            trainer.save_checkpoint(self.path)
+
+
+def test_labels_of_both_presets() -> None:
+    """A map that rises from left to right: background, none, class."""
+    module = csrm(train_refine="none", background_threshold=0.2, foreground_threshold=0.6)
+    cams = torch.zeros(1, CLASSES, 1, 8)
+    cams[0, 1] = torch.arange(8.0)
+    images, tags = torch.zeros(1, 3, 1, 8), torch.zeros(1, CLASSES)
+    tags[0, 1] = 1
+    labels, soft = module.labels_of(images, cams, tags)
+    assert soft is not None
+    assert labels[0, 0].tolist() == [0, 0, 255, 255, 255, 2, 2, 2]
+    assert soft[0, :, 0].sum(dim=0).tolist() == pytest.approx([1, 1, 0, 0, 0, 1, 1, 1])
+    hard, none = csrm(
+        compat="official", train_refine="none", background_threshold=0.2, foreground_threshold=0.6
+    ).labels_of(images, cams, tags)
+    assert none is None
+    assert hard[0, 0].tolist() == [0, 0, 255, 255, 255, 2, 2, 2]

@@ -1,0 +1,213 @@
+"""CSRM: cross-supervision and the contrast of unreliable pixels (VISAPP 2025)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from wsss_contrast.data import ClassMix, as_photos
+from wsss_contrast.distributed import step_generator
+from wsss_contrast.functional import NO_LABEL, mask_by_tags, max_normalize, resize
+from wsss_contrast.losses import CSRMLoss, CSRMMaps
+from wsss_contrast.nn import DeepLabV3PlusHeads, EMATeacher
+from wsss_contrast.refine import multi_scale_cams, pseudo_labels, refiner
+
+from .cam import CAM
+
+
+class CSRMNetwork(nn.Module):
+    """A backbone, a classifier of its last map, and CSRM's heads: images (N, 3, H, W) to :class:`CSRMMaps`."""
+
+    def __init__(self, backbone: nn.Module, classifier: nn.Module, segmenter: DeepLabV3PlusHeads) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.classifier = classifier
+        self.segmenter = segmenter
+
+    def forward(self, images: Tensor) -> CSRMMaps:
+        features, (low,) = self.backbone(images)
+        segmentation, embeddings = self.segmenter(low, features)
+        return CSRMMaps(self.classifier(features), segmentation, embeddings)
+
+
+class CSRM(CAM):
+    """CSRM over any timm backbone with an output stride: a classifier and a segmenter that supervise each other.
+
+    The losses and their schedules are :class:`~wsss_contrast.losses.CSRMLoss`'s. A teacher
+    (:class:`~wsss_contrast.nn.EMATeacher`) gives maps of the images as they are; their pseudo-labels supervise the
+    segmentation, the teacher's segmentation supervises the activation maps and, mixed by ClassMix, the segmentation of
+    the unlabelled half of the batch. Seeds are the teacher's activation maps, for which validation chooses a
+    threshold. Arguments, batches and validation are those of :class:`~wsss_contrast.modules.CAM`.
+
+    A training batch has its labelled images first, as many as ``labeled`` says or else half of them. Data modules make
+    such batches with ``unlabeled_batch_size``: both halves are of tagged images, the second is augmented weakly.
+
+    Logged: each term with its weight, ``train/classification``, ``train/segmentation``, ``train/seg_to_cam``,
+    ``train/weak_to_strong`` and ``train/contrast``; ``train/labeled_pixels``, the share of pixels with a label;
+    ``train/loss``.
+
+    Args:
+        num_classes: K, foreground classes.
+        start: checkpoint of another module of this library (:class:`~wsss_contrast.modules.PuzzleCAM`), whose backbone
+            and classifier are the start. The classifier then learns at the backbone's rate.
+        compat: ``"paper"`` or ``"official"``, see :data:`~wsss_contrast.losses.CSRM_PRESETS`. Paper: soft
+            pseudo-labels, a foreground threshold of 0.35, a coin for each image's mixing. Official: hard ones, 0.30, a
+            coin a batch.
+        embedding_dim: D, width of the representation.
+        background_threshold: delta_bg: a pixel where no class reaches it is background.
+        foreground_threshold: delta_fg: a pixel where a class exceeds it is of that class. By default the preset's.
+        soft_labels: whether the segmentation learns distributions or classes. By default the preset's.
+        train_refine: refines the pseudo-labels in training: ``"none"``, ``"par"`` or ``"crf"``, see
+            :func:`~wsss_contrast.refine.refiner`.
+        mix: probability of ClassMix.
+        decay: of the teacher.
+        norm: of the heads, ``"group"`` or ``"batch"``.
+        loss: options of :class:`~wsss_contrast.losses.CSRMLoss`.
+        kwargs: see :class:`~wsss_contrast.modules.CAM`; there is no dropout before the classifier.
+
+    Raises:
+        ValueError: ``start`` is no file, or its network is another.
+    """
+
+    low_strides = (4,)
+
+    def __init__(
+        self,
+        num_classes: int,
+        start: str | None = None,
+        compat: Literal["paper", "official"] = "paper",
+        embedding_dim: int = 256,
+        background_threshold: float = 0.05,
+        foreground_threshold: float | None = None,
+        soft_labels: bool | None = None,
+        train_refine: str = "par",
+        mix: float = 0.5,
+        decay: float = 0.99,
+        norm: Literal["group", "batch"] = "group",
+        loss: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(num_classes, dropout=0.0, **kwargs)
+        self.save_hyperparameters()
+        official = compat == "official"
+        self.delta = (
+            background_threshold,
+            (0.30 if official else 0.35) if foreground_threshold is None else foreground_threshold,
+        )
+        self.soft_labels = not official if soft_labels is None else soft_labels
+        self.normalize_first = official
+        self.label_refiner = refiner(train_refine)
+        self.mix = ClassMix(probability=mix, per_image=not official)
+        self.segmenter = DeepLabV3PlusHeads(
+            self.backbone.out_channels, self.backbone.low_channels[0], num_classes + 1, embedding_dim, norm
+        )
+        self.started = start is not None
+        if start is not None:
+            self._load_start(Path(start))
+        self.losses = CSRMLoss(num_classes + 1, embedding_dim, compat, **(loss or {}))
+        self.teacher = EMATeacher(self.network, decay)
+        self._updated = 0
+
+    @property
+    def network(self) -> CSRMNetwork:
+        """The student's parts in one module."""
+        return CSRMNetwork(self.backbone, self.classifier, self.segmenter)
+
+    @property
+    def heads(self) -> list[nn.Module]:
+        return [self.segmenter] if self.started else [self.classifier, self.segmenter]
+
+    @property
+    def regularizer_taps(self) -> dict[str, Any]:
+        return super().regularizer_taps | {"features": ("backbone", 0)}
+
+    def seed_maps(self, images: Tensor) -> Tensor:
+        cams: Tensor = self.teacher(images).cams
+        return cams.relu()
+
+    def seeds(self, images: Tensor, tags: Tensor) -> Tensor:
+        maps: Tensor = multi_scale_cams(self.seed_maps, images, tags, self.scales, self.flip, normalize="max")
+        return maps
+
+    @torch.no_grad()
+    def labels_of(self, images: Tensor, cams: Tensor, tags: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Pseudo-labels (N, H, W) of raw activation maps, 255 for none, and soft ones (N, C, H, W) if asked for."""
+        size = (images.shape[-2], images.shape[-1])
+        present = mask_by_tags(cams, tags)
+        # The paper's Eq. 2 resizes first; its released code divides by the maximum of the small map.
+        maps = resize(max_normalize(present) if self.normalize_first else present, size)
+        maps = maps if self.normalize_first else max_normalize(maps)
+        labels = pseudo_labels(
+            as_photos(images), maps, tags, *self.delta, refine=self.label_refiner, soft=self.soft_labels
+        )
+        if not self.soft_labels:
+            return labels, None
+        return labels.argmax(dim=1).masked_fill(labels.sum(dim=1) == 0, NO_LABEL), labels
+
+    def training_step(self, batch: dict[str, Any]) -> Tensor:
+        images, tags = batch["image"], batch["tags"]
+        labeled = int(batch.get("labeled", len(images) // 2))
+        with torch.no_grad():
+            plain = self.teacher.eval()(images)
+            logits = resize(plain.segmentation, (images.shape[-2], images.shape[-1]))
+            labels, soft = self.labels_of(images, plain.cams, tags)
+            mix = self.mix.draw(labels, logits.shape[1], self._draws(1, images.device))
+            mixed = self.mix(images, tags, labels, logits, mix=mix)
+            if soft is not None:
+                soft = self.mix(images, tags, labels, soft, mix=mix).logits
+            teacher = self.teacher.train()(mixed.images)
+        terms = self.losses(
+            self.network(mixed.images),
+            teacher,
+            mixed.logits,
+            mixed.labels,
+            mixed.tags,
+            labeled,
+            self.progress,
+            original_tags=tags,
+            soft_labels=soft,
+            generator=self._draws(0, images.device),
+        )
+        self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()})
+        self.log("train/labeled_pixels", (mixed.labels[:labeled] <= self.losses.num_foreground).float().mean())
+        loss = sum(terms.values())
+        assert isinstance(loss, Tensor)
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        return loss
+
+    def _draws(self, use: int, device: torch.device) -> torch.Generator | None:
+        return step_generator(self.trainer, torch.initial_seed() + use, device) if self._trainer else None
+
+    @property
+    def progress(self) -> float:
+        """The share of the training that is done; 0 without a trainer."""
+        if self._trainer is None:
+            return 0.0
+        return min(self.global_step / max(float(self.trainer.estimated_stepping_batches), 1.0), 1.0)
+
+    def on_train_start(self) -> None:
+        # The released code's epochs 0 and 1 of 15: the teacher is a copy; its ramp begins with the second.
+        warmup = self.losses.schedule.warmup * float(self.trainer.estimated_stepping_batches)
+        self.teacher.ramp_start, self.teacher.copy_steps = round(warmup), round(2 * warmup)
+        if self.global_step == 0:
+            self.teacher.update(self.network, 1)
+        self._updated = self.global_step
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.global_step > self._updated:  # gradients may be accumulated
+            self._updated = self.global_step
+            self.teacher.update(self.network, self.global_step)
+
+    def _load_start(self, path: Path) -> None:
+        if not path.is_file():
+            raise ValueError(f"`start` must be a checkpoint; there is no file {path}")
+        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        for name in ("backbone", "classifier"):
+            part = {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
+            try:
+                getattr(self, name).load_state_dict(part)
+            except RuntimeError as error:
+                raise ValueError(f"{path}: its {name} is another: {error}") from error
