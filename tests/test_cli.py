@@ -83,7 +83,9 @@ def test_configuration_fits(
     options = TINY | {"data.init_args.root": str(voc_root), "trainer.fast_dev_run": "1"}
     if config == "folder":
         options = FOLDER | {"data.init_args.root": str(photos), "trainer.fast_dev_run": "1"}
-    if config not in ("cam", "csrm", "puzzle_cam"):
+    if config == "csrm":
+        options["data.init_args.unlabeled_batch_size"] = "2"
+    elif config not in ("cam", "puzzle_cam"):
         options["model.init_args.view_size"] = "24"
     run(monkeypatch, "fit", "--config", config, **options)
 

@@ -19,7 +19,7 @@ class WeakToStrongCallback(TaughtRegularizer):
     """Attaches :class:`~wsss_contrast.losses.WeakToStrong` (CSRM's Eqs. 10 to 12) to a host.
 
     The teacher labels the unlabelled images of the batch, as they are. To show it a weaker augmentation of the same
-    geometry, override :meth:`teach`.
+    geometry, override :meth:`~wsss_contrast.callbacks.TaughtRegularizer.teach`.
 
     Args:
         segmentation: tap of the (N, 1 + K, h, w) segmentation logits, the background first.

@@ -98,7 +98,7 @@ class WSSSDataModule(L.LightningDataModule, ABC):
 
     @property
     def mask_options(self) -> dict[str, Any]:
-        """What predicted masks depend on, beside the names of the photos: where these are, and options."""
+        """What predicted masks depend on beside the names of the photos. Where these are, and options."""
         return {}
 
     @abstractmethod

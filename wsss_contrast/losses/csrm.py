@@ -47,8 +47,6 @@ CSRM_PRESETS: dict[str, dict[str, Any]] = {
         },
     },
 }
-"""Where the paper and the released code differ: arguments of :class:`CSRMLoss`, and under ``contrast`` those of
-:class:`UnreliablePixelContrast`."""
 
 
 class CSRMMaps(NamedTuple):
@@ -78,7 +76,7 @@ class CSRMLoss(nn.Module):
     Args:
         num_classes: C, with the background.
         embedding_dim: D.
-        compat: ``"paper"`` or ``"official"``: which of :data:`CSRM_PRESETS` holds for the arguments that are ``None``.
+        compat: ``"paper"`` or ``"official"``: which of :data:`~wsss_contrast.losses.CSRM_PRESETS` holds for the arguments that are ``None``.
         warmup: see :class:`CSRMSchedule`.
         unreliable: see :class:`CSRMSchedule`.
         label_smoothing: of the classification, segmentation and seg-to-cam terms. Paper: 0; official: 0.1 (VOC).

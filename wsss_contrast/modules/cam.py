@@ -68,7 +68,7 @@ class CAM(L.LightningModule):
     """Whether predictions have the seeds as well, which are large."""
 
     masks_later = False
-    """Whether predictions have a function that makes the masks, in their place: of a refiner that takes long."""
+    """Whether predictions have a function that makes the masks in their place, for a refiner that takes long."""
 
     def __init__(
         self,

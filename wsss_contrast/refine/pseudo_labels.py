@@ -64,8 +64,8 @@ def pseudo_labels(
         soft: give soft labels.
 
     Returns:
-        (N, H, W), int64. 0 is background, 1 to K are the classes, 255 is neither. Ties go to the lowest. Soft:
-        (N, 1 + K, H, W), the background first; they add up to 1 at a pixel that counts, and are 0 at the others.
+        (N, H, W), int64. 0 is background, 1 to K are the classes, 255 is neither. Ties go to the lowest. If
+        ``soft``, (N, 1 + K, H, W), the background first, which adds up to 1 at a pixel that counts and is 0 at others.
 
     Raises:
         ValueError: thresholds that are not 0 <= low <= high < 1, tensors that do not go together, or NaN in the maps
