@@ -33,6 +33,7 @@ napoleon_use_ivar = True
 # Every reference must resolve, but for names that belong to other packages or are no part of the public ones.
 nitpicky = True
 nitpick_ignore_regex = [
-    (r"py:.*", r"(torch|lightning|torchmetrics|albumentations|A|L|nn|np|numpy|collections|contextlib|typing|pathlib|abc)\..*"),
+    (r"py:.*", r"(torch|lightning|torchmetrics|albumentations|A|L|nn|np|numpy)\..*"),
+    (r"py:.*", r"(collections|contextlib|typing|pathlib|abc)\..*"),
     (r"py:class", r"Tensor|Path"),
 ]

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_CHUNK = 2**18  # elements that are gathered at a time on a CPU: they stay in its cache
+_CHUNK = 2**20  # elements that are gathered at a time on a CPU: they stay in its cache
 
 
 def among_highest(probabilities: Tensor, *counts: int) -> list[Tensor]:
@@ -91,7 +91,8 @@ def choose(candidates: Tensor, numbers: Tensor) -> Tensor:
 
 def class_sums(features: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
     """Sums over members of each class: features (N, D, h, w), members (N, C, h, w) bool to (C, D), and counts (C,)."""
-    sums = torch.einsum("ncp,ndp->cd", members.flatten(2).to(features.dtype), features.flatten(2))
+    # Image by image: a sum over both dimensions at once would copy the features into another order.
+    sums = torch.bmm(members.flatten(2).to(features.dtype), features.flatten(2).mT).sum(dim=0)
     return sums, members.sum(dim=(0, 2, 3))
 
 
@@ -128,23 +129,25 @@ class _InfoNCE(torch.autograd.Function):
     def forward(
         ctx: Any, queries: Tensor, positives: Tensor, rows: Tensor, places: Tensor, temperature: float
     ) -> Tensor:
-        of_positive = (queries * positives).sum(dim=1, keepdim=True) / temperature
-        losses = torch.empty_like(of_positive)
+        count, dim = places.shape[1], rows.shape[1]
+        logits = queries.new_empty(len(queries), 1 + count)
+        logits[:, 0] = (queries * positives).sum(dim=1)
         gradients = torch.empty_like(queries)
-        per_query = places.shape[1] * rows.shape[1]
-        chunk = max(_CHUNK // per_query, 1) if rows.device.type == "cpu" else len(queries)
+        chunk = max(_CHUNK // (count * dim), 1) if rows.device.type == "cpu" else max(len(queries), 1)
+        buffer = rows.new_empty(min(chunk, len(queries)) * count, dim)  # one for all: new pages cost more than the copy
         for start in range(0, len(queries), chunk):
             part = slice(start, start + chunk)
-            negatives = rows.index_select(0, places[part].flatten()).to(queries.dtype)
-            negatives = negatives.view(-1, places.shape[1], rows.shape[1])
-            of_negatives = torch.bmm(negatives, queries[part, :, None])[:, :, 0] / temperature
-            logits = torch.cat([of_positive[part], of_negatives], dim=1)
-            losses[part] = logits.logsumexp(dim=1, keepdim=True) - of_positive[part]
-            share = logits.softmax(dim=1)
+            of_part = queries[part]
+            taken = torch.index_select(rows, 0, places[part].flatten(), out=buffer[: len(of_part) * count])
+            negatives = taken.to(queries.dtype).view(len(of_part), count, dim)
+            logits[part, 1:] = torch.bmm(negatives, of_part[:, :, None])[:, :, 0]
+            share = (logits[part] / temperature).softmax(dim=1)
             torch.bmm(share[:, None, 1:], negatives, out=gradients[part, None])
             gradients[part].addcmul_(share[:, :1] - 1, positives[part])
+        logits /= temperature
+        losses = logits.logsumexp(dim=1) - logits[:, 0]
         ctx.save_for_backward(gradients.div_(temperature))
-        return losses[:, 0]
+        return losses
 
     @staticmethod
     @once_differentiable

@@ -76,7 +76,8 @@ class CSRMLoss(nn.Module):
     Args:
         num_classes: C, with the background.
         embedding_dim: D.
-        compat: ``"paper"`` or ``"official"``: which of :data:`~wsss_contrast.losses.CSRM_PRESETS` holds for the arguments that are ``None``.
+        compat: ``"paper"`` or ``"official"``: which of :data:`~wsss_contrast.losses.CSRM_PRESETS` holds for the
+            arguments that are ``None``.
         warmup: see :class:`CSRMSchedule`.
         unreliable: see :class:`CSRMSchedule`.
         label_smoothing: of the classification, segmentation and seg-to-cam terms. Paper: 0; official: 0.1 (VOC).

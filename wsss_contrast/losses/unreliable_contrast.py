@@ -203,8 +203,8 @@ class UnreliablePixelContrast(nn.Module):
                 self.negative_confidence,
                 self.own_class,
             )
-            length = teacher.norm(dim=1, keepdim=True).clamp_min(1e-8)
-            keys = (teacher / length).movedim(1, -1).flatten(0, 2)
+            keys = teacher.movedim(1, -1).clone(memory_format=torch.contiguous_format).flatten(0, 2)
+            keys /= teacher.norm(dim=1).clamp_min(1e-8).flatten()[:, None]
             self.bank.push(keys, negatives, most=min(self.high_rank, self.num_classes))
         sums, counts = unreliable.class_sums(teacher, certain)
         joined = distributed.all_gather(torch.cat([sums, counts[:, None].to(sums.dtype)], dim=1)).sum(dim=0)

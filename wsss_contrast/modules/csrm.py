@@ -19,7 +19,10 @@ from .cam import CAM
 
 
 class CSRMNetwork(nn.Module):
-    """A backbone, a classifier of its last map, and CSRM's heads: images (N, 3, H, W) to :class:`~wsss_contrast.losses.CSRMMaps`."""
+    """A backbone, a classifier of its last map, and CSRM's heads.
+
+    From images (N, 3, H, W) to :class:`~wsss_contrast.losses.CSRMMaps`.
+    """
 
     def __init__(self, backbone: nn.Module, classifier: nn.Module, segmenter: DeepLabV3PlusHeads) -> None:
         super().__init__()
