@@ -20,8 +20,9 @@ from wsss_contrast.data import VOC_CLASSES, DataError
 from wsss_contrast.data.base import check_class_names, mask_size_problem, read_image, read_mask, some
 from wsss_contrast.data.folder import IMAGE_SUFFIXES
 from wsss_contrast.data.voc import read_list
+from wsss_contrast.functional import NO_LABEL
 from wsss_contrast.metrics import SegmentationScores, segmentation_scores
-from wsss_contrast.pictures import IGNORE, picture_sheet, png, write_atomically
+from wsss_contrast.pictures import picture_sheet, png, write_atomically
 
 _SHOWN = 8  # rows of the sheet
 
@@ -49,8 +50,8 @@ def evaluate(
             read; names the file.
     """
     names = mask_names(masks, truth) if names is None else names
-    in_truth = {*ids, *uncounted, IGNORE}
-    place = np.full(256, IGNORE)
+    in_truth = {*ids, *uncounted, NO_LABEL}
+    place = np.full(256, NO_LABEL)
     place[list(ids)] = np.arange(len(ids))
     confusion = torch.zeros(len(ids), len(ids), dtype=torch.long)
     for name in names:
@@ -64,7 +65,7 @@ def evaluate(
             if wrong:
                 raise DataError(f"{file}: has the ids {wrong}, expected only {sorted(known)}")
         confusion += multiclass_confusion_matrix(
-            torch.from_numpy(place[predicted]), torch.from_numpy(place[true]), len(ids), ignore_index=IGNORE
+            torch.from_numpy(place[predicted]), torch.from_numpy(place[true]), len(ids), ignore_index=NO_LABEL
         )
     if not confusion.any():
         raise DataError(f"{truth}: no pixel to count, all are 255 or of other ids")
@@ -155,8 +156,8 @@ def _classes(names: Sequence[str] | None, voc_ids: bool) -> tuple[list[str], lis
         chosen = check_class_names(["background", *(names or VOC_CLASSES)], known if voc_ids else None)
     except ValueError as error:
         raise DataError(f"--classes: {error}") from error
-    if len(chosen) > IGNORE:
-        raise DataError(f"--classes: {len(chosen) - 1} classes, but a mask has ids for {IGNORE - 1}")
+    if len(chosen) > NO_LABEL:
+        raise DataError(f"--classes: {len(chosen) - 1} classes, but a mask has ids for {NO_LABEL - 1}")
     return chosen, [known.index(name) for name in chosen] if voc_ids else list(range(len(chosen)))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-IGNORE = 255
+from wsss_contrast.functional import NO_LABEL
 
 
 def voc_palette() -> list[int]:
@@ -32,7 +32,7 @@ def voc_palette() -> list[int]:
 
 def mask_image(mask: NDArray[np.integer]) -> Image.Image:
     """A palette image of class ids (H, W), 0 to 255."""
-    if mask.size and not 0 <= mask.min() <= mask.max() <= IGNORE:
+    if mask.size and not 0 <= mask.min() <= mask.max() <= NO_LABEL:
         raise ValueError(f"class ids must be in 0 to 255, got {mask.min()} to {mask.max()}")
     image = Image.fromarray(mask.astype(np.uint8))
     image.putpalette(voc_palette())
@@ -87,7 +87,7 @@ def picture_sheet(
 def _overlay(photo: Image.Image, mask: NDArray[np.integer]) -> Image.Image:
     """Class colours over a darkened photo; ignored pixels white."""
     colors = np.asarray(mask_image(mask).convert("RGB")).copy()
-    colors[mask == IGNORE] = 255
+    colors[mask == NO_LABEL] = 255
     dark = np.asarray(photo.convert("L").convert("RGB")) * 0.45
     shown = np.where((mask == 0)[..., None], dark, 0.35 * dark / 0.45 + 0.65 * colors)
     return Image.fromarray(shown.astype(np.uint8))

@@ -21,7 +21,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image
 from torch import Tensor
 
-from wsss_contrast.pictures import IGNORE, mask_image, png, write_atomically
+from wsss_contrast.functional import NO_LABEL
+from wsss_contrast.pictures import mask_image, png, write_atomically
 
 _RECORD = "made_by.json"
 _ADDRESS = re.compile(" at 0x[0-9a-f]+", re.IGNORECASE)  # in the default `repr`; another in each process
@@ -185,10 +186,10 @@ class MaskWriter(BasePredictionWriter):
             if self.soft:  # before the mask, which says that the photo is done
                 self._write_seeds(name, prediction["seeds"][index], prediction["tags"][index], ids)
             if ids is not None:
-                unknown = np.setdiff1d(mask, [*range(len(ids)), IGNORE])
+                unknown = np.setdiff1d(mask, [*range(len(ids)), NO_LABEL])
                 if unknown.size:
                     raise ValueError(f"{name}: the mask has the class {unknown[0]}, the data has 0 to {len(ids) - 1}")
-                mask = np.append(ids, [IGNORE] * (IGNORE + 1 - len(ids)))[mask]
+                mask = np.append(ids, [NO_LABEL] * (NO_LABEL + 1 - len(ids)))[mask]
             image = mask_image(mask).resize((width, height), Image.Resampling.NEAREST)
             write_atomically(png(image), self.out / f"{name}.png")
 

@@ -30,7 +30,7 @@ from wsss_contrast.data.base import (
 )
 from wsss_contrast.data.datamodule import WSSSDataModule
 from wsss_contrast.data.transforms import train_transform, weak_transform
-from wsss_contrast.pictures import IGNORE
+from wsss_contrast.functional import NO_LABEL
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 """The files that count as photos, in small or capital letters."""
@@ -261,8 +261,8 @@ def folder_classes(root: Path, classes: Sequence[str] | None) -> list[str]:
         if rare:
             rank_zero_warn(f"{path}: tags of a single photo, are they meant? {some(rare, 10)}")
     names = check_class_names(classes)
-    if len(names) >= IGNORE:
-        raise DataError(f"{root}: there are {len(names)} classes; a mask holds at most {IGNORE - 1}")
+    if len(names) >= NO_LABEL:
+        raise DataError(f"{root}: there are {len(names)} classes; a mask holds at most {NO_LABEL - 1}")
     return names
 
 
@@ -357,9 +357,9 @@ def _check_mask(path: Path, image: Path, shape: tuple[int, ...], num_classes: in
     if problem is not None:
         turned = mask.shape == (shape[1], shape[0])
         raise DataError(problem + " (upright, as its EXIF orientation says)" * turned)
-    wrong = [int(i) for i in np.unique(mask) if num_classes < i < IGNORE]
+    wrong = [int(i) for i in np.unique(mask) if num_classes < i < NO_LABEL]
     if wrong:
-        raise DataError(f"{path}: ids {wrong} are neither 0-{num_classes} nor {IGNORE}")
+        raise DataError(f"{path}: ids {wrong} are neither 0-{num_classes} nor {NO_LABEL}")
 
 
 def _files(folder: Path) -> list[Path]:

@@ -8,8 +8,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN
 from timm.data.constants import IMAGENET_DEFAULT_STD as IMAGENET_STD
 from torch import Tensor
 
-from wsss_contrast.functional import full_precision
-from wsss_contrast.pictures import IGNORE
+from wsss_contrast.functional import NO_LABEL, full_precision
 
 
 def train_transform(crop_size: int, resize_long: tuple[int, int] = (448, 768)) -> A.Compose:
@@ -47,7 +46,7 @@ def train_transform(crop_size: int, resize_long: tuple[int, int] = (448, 768)) -
             A.HorizontalFlip(p=0.5),
             A.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.1, p=1),
             A.Normalize(IMAGENET_MEAN, IMAGENET_STD),
-            A.RandomCrop(crop_size, crop_size, pad_if_needed=True, pad_position="random", fill=0, fill_mask=IGNORE),
+            A.RandomCrop(crop_size, crop_size, pad_if_needed=True, pad_position="random", fill=0, fill_mask=NO_LABEL),
         ]
     )
 

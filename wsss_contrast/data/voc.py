@@ -20,7 +20,7 @@ from wsss_contrast.data.base import (
     some,
     stored_size,
 )
-from wsss_contrast.pictures import IGNORE
+from wsss_contrast.functional import NO_LABEL
 
 VOC_CLASSES = (
     "aeroplane",
@@ -113,7 +113,7 @@ class VOCDataset(TaggedImageDataset):
             self._tags = [self._multi_hot(by_name[name]) for name in self.names]
 
         # From VOC ids to ours. An id that VOC does not have is refused before this table is used.
-        self._ids = np.full(256, IGNORE, np.uint8)
+        self._ids = np.full(256, NO_LABEL, np.uint8)
         self._ids[0] = 0
         for position, name in enumerate(self.class_names):
             self._ids[VOC_CLASSES.index(name) + 1] = position + 1
@@ -148,9 +148,9 @@ class VOCDataset(TaggedImageDataset):
 
     def _read_mask(self, path: Path) -> NDArray[np.uint8]:
         mask = read_mask(path)
-        wrong = [int(i) for i in np.unique(mask) if len(VOC_CLASSES) < i < IGNORE]
+        wrong = [int(i) for i in np.unique(mask) if len(VOC_CLASSES) < i < NO_LABEL]
         if wrong:
-            raise DataError(f"{path}: ids {wrong} are neither 0-{len(VOC_CLASSES)} nor {IGNORE}")
+            raise DataError(f"{path}: ids {wrong} are neither 0-{len(VOC_CLASSES)} nor {NO_LABEL}")
         return self._ids[mask]
 
     def _multi_hot(self, tags: Iterable[str]) -> NDArray[np.float32]:

@@ -7,8 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from wsss_contrast.functional import full_precision, with_background
-from wsss_contrast.pictures import IGNORE
+from wsss_contrast.functional import NO_LABEL, full_precision, with_background
 
 
 class Refiner(Protocol):
@@ -111,4 +110,4 @@ def pseudo_labels(
         scores = refine(photos.repeat(times, 1, 1, 1), scores, present.repeat(times, 1))
         labels = [best_class(of_threshold) for of_threshold in scores.split(len(cams))]
     foreground, background = labels[0], labels[-1]
-    return torch.where(foreground > 0, foreground, torch.where(background == 0, 0, IGNORE))
+    return torch.where(foreground > 0, foreground, torch.where(background == 0, 0, NO_LABEL))
