@@ -18,7 +18,8 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 from wsss_contrast.nn import Projector
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+SCRIPTS = [path for path in EXAMPLES if "attach PPC" in path.read_text()]
 ATTACH = re.compile(r"^ *# --- attach PPC: \w+\n(.*?)^ *# ---\n", re.MULTILINE | re.DOTALL)
 MOST_LINES = 15
 TERMS = ("cross_prototype", "cross_cam", "intra_view")
@@ -66,6 +67,20 @@ def run(code: str, script: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
 def test_there_is_one_for_each_host() -> None:
     assert len(SCRIPTS) == 7
+    assert {path.stem for path in EXAMPLES} - {path.stem for path in SCRIPTS} == {"csrm_terms"}
+
+
+def test_csrm_terms_come_in_after_the_warm_up(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    script = ROOT / "examples" / "csrm_terms.py"
+    steps = run(script.read_text(), script, monkeypatch, capsys).printed
+    assert len(steps) == 8
+    assert all(step[term] == 0 for step in steps[:2] for term in ("seg_to_cam", "contrast"))
+    assert steps[2]["seg_to_cam"] > 0
+    assert all(step["contrast"] > 0 for step in steps[2:])
+    assert all(math.isfinite(value) for step in steps for value in step.values())
 
 
 @each_script
@@ -139,7 +154,8 @@ def test_fabric_on_two_processes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("page", ["examples/README.md", "docs/any_host.md"])
 def test_page_shows_every_script(page: str) -> None:
     text = (ROOT / page).read_text()
-    assert [script.name for script in SCRIPTS if script.name not in text] == []
+    shown = EXAMPLES if page == "examples/README.md" else SCRIPTS
+    assert [script.name for script in shown if script.name not in text] == []
 
 
 def test_snippets_of_the_page_exist() -> None:
