@@ -48,7 +48,7 @@ def run(code: str, script: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
         theirs = {id(p) for projector in before for p in projector.parameters()}
         if not gradients:
             host = [p for group in optimizer.param_groups for p in group["params"] if id(p) not in theirs]
-            gradients.extend(p.grad.detach().clone() for p in host)
+            gradients.extend(p.grad.detach().clone() for p in host if p.requires_grad)
 
     handle = register_optimizer_step_post_hook(keep_gradients)
     try:
