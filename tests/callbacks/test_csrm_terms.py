@@ -153,6 +153,31 @@ def test_one_pass_with_the_teachers_weights_serves_all() -> None:
     assert passes == [False, True] * STEPS  # evaluation for the teacher, training for the student
 
 
+class Skipping(Host):
+    """Skips its first step."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return None if batch_idx == 0 else super().training_step(batch, batch_idx)
+
+
+def test_a_skipped_step_leaves_nothing_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+    regularize = ActivationConsistencyCallback.regularize
+
+    def spy(self: Any, *args: Any) -> Any:
+        taught, batch = self._taught, self._batch
+        with torch.no_grad(), self.teacher_of(host).swapped(host):
+            seen.append(torch.equal(host.eval()(batch["image"]).segmentation, taught["segmentation"]))
+        host.train()
+        return regularize(self, *args)
+
+    monkeypatch.setattr(ActivationConsistencyCallback, "regularize", spy)
+    host = Skipping()
+    fit(host, [teacher(), *terms()[:1]])
+    assert seen
+    assert all(seen)
+
+
 def test_without_a_teacher_an_error_says_so() -> None:
     with pytest.raises(ValueError, match="needs an EMATeacherCallback of the name 'teacher'; there is none"):
         fit(Host(), terms()[:1])

@@ -110,7 +110,7 @@ class TaughtRegularizer(RegularizerCallback):
         return found[self.teacher]
 
     def before_step(self, module: L.LightningModule, batch: Any) -> None:
-        if self._taught is not None:  # of another's pass
+        if self._batch is batch:  # another's pass served this one
             return
         members = [m for m in Host.of(module).sorted_members() if isinstance(m, TaughtRegularizer)]
         with self.teaching(module), ExitStack() as recording:
