@@ -157,6 +157,7 @@ class Skipping(Host):
     """Skips its first step."""
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.batch = batch
         return None if batch_idx == 0 else super().training_step(batch, batch_idx)
 
 
@@ -165,7 +166,7 @@ def test_a_skipped_step_leaves_nothing_for_the_next(monkeypatch: pytest.MonkeyPa
     regularize = ActivationConsistencyCallback.regularize
 
     def spy(self: Any, *args: Any) -> Any:
-        taught, batch = self._taught, self._batch
+        taught, batch = self._taught, host.batch
         with torch.no_grad(), self.teacher_of(host).swapped(host):
             seen.append(torch.equal(host.eval()(batch["image"]).segmentation, taught["segmentation"]))
         host.train()
