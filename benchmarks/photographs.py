@@ -32,7 +32,7 @@ def data_root() -> Path:
     raise SystemExit("no photographs: set WSSS_DATA to the folder that holds `voc_animals`")
 
 
-def animals(train_split: str, crop_size: int, seed: int) -> VOCDataModule:
+def animals(train_split: str, crop_size: int, seed: int, **options: Any) -> VOCDataModule:
     """The data of a run."""
     return VOCDataModule(
         str(data_root()),
@@ -41,40 +41,41 @@ def animals(train_split: str, crop_size: int, seed: int) -> VOCDataModule:
         crop_size=crop_size,
         resize_long=(crop_size, crop_size * 768 // 448),  # 448 to 768 in the papers
         seed=seed,
+        **options,
     )
 
 
 def tables(crop_size: int, view_size: int, common: dict[str, Any]) -> dict[int, dict[str, Method]]:
     """The rows of each table. SEAM + PPC is the last step of Table 5, K = 32 in Table 6, the rescale in Table 7."""
 
-    def seam(contrast: dict[str, Any] | None = None, **view: Any) -> tuple[CAM, list[L.Callback]]:
+    def seam(_seed: int, contrast: dict[str, Any] | None = None, **view: Any) -> tuple[CAM, list[L.Callback]]:
         callbacks = [] if contrast is None else [PrototypeContrastCallback(loss=PrototypeContrast(**contrast))]
         return SEAM(view_size=view_size, **view, **common), callbacks
 
     plain = {"mine_prototypes": False, "sample_pixels": False}
     shift = 16 * crop_size / 448  # the paper's 16 px are of crops of 448
-    full = partial(seam, {})
+    full = partial(seam, contrast={})
     return {
         5: {
-            "CAM": lambda: (CAM(**common), []),
+            "CAM": lambda _seed: (CAM(**common), []),
             "SEAM": seam,
-            "+ cross-prototype": partial(seam, {"cross_cam_weight": 0, "intra_view_weight": 0}),
-            "+ cross-CAM": partial(seam, {"intra_view_weight": 0}),
-            "+ intra-view": partial(seam, plain),
-            "+ prototype mining": partial(seam, {"sample_pixels": False}),
+            "+ cross-prototype": partial(seam, contrast={"cross_cam_weight": 0, "intra_view_weight": 0}),
+            "+ cross-CAM": partial(seam, contrast={"intra_view_weight": 0}),
+            "+ intra-view": partial(seam, contrast=plain),
+            "+ prototype mining": partial(seam, contrast={"sample_pixels": False}),
             "SEAM + PPC": full,
-            "SEAM + PPC (official)": partial(seam, {"compat": "official"}),
+            "SEAM + PPC (official)": partial(seam, contrast={"compat": "official"}),
         },
         6: {
-            "K = 4": partial(seam, {"top_k": 4}),
+            "K = 4": partial(seam, contrast={"top_k": 4}),
             "SEAM + PPC": full,
-            "K = 64": partial(seam, {"top_k": 64}),
+            "K = 64": partial(seam, contrast={"top_k": 64}),
         },
         7: {
             "SEAM + PPC": full,
-            "+ flip": partial(seam, {}, view_flip=True),
-            "+ rotation": partial(seam, {}, view_flip=True, view_degrees=20.0),
-            "+ translation": partial(seam, {}, view_flip=True, view_degrees=20.0, view_translate=shift),
+            "+ flip": partial(seam, contrast={}, view_flip=True),
+            "+ rotation": partial(seam, contrast={}, view_flip=True, view_degrees=20.0),
+            "+ translation": partial(seam, contrast={}, view_flip=True, view_degrees=20.0, view_translate=shift),
         },
     }
 

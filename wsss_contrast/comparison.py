@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import numpy as np
@@ -28,11 +28,25 @@ from wsss_contrast.modules import CAM
 from wsss_contrast.pictures import picture_sheet, png, write_atomically
 from wsss_contrast.refine import DenseCRF, pseudo_labels
 
-Method = Callable[[], tuple[CAM, list[L.Callback]]]
-"""Makes a module and the callbacks to train it with."""
+Method = Callable[[int], tuple[CAM, list[L.Callback]]]
+"""Makes the module of a seed's run and the callbacks to train it with."""
 
-Scores = Mapping[str, float]
 Masks = Sequence[NDArray[np.uint8]]
+
+
+class Run(NamedTuple):
+    """What a method gave with a seed.
+
+    Attributes:
+        scores: mIoU in percent on ``train``, ``val`` and ``val oracle``, with a CRF ``train + CRF`` and ``val + CRF``,
+            and ``train before CRF`` and ``val before CRF`` on the same images; the thresholds; seconds.
+        curves: mIoU in percent at each of :data:`~wsss_contrast.metrics.THRESHOLDS`, of ``train`` and ``val``.
+        masks: of some validation images.
+    """
+
+    scores: Mapping[str, float]
+    curves: Mapping[str, Sequence[float]]
+    masks: Masks
 
 
 def compare(
@@ -46,7 +60,7 @@ def compare(
     settings: Mapping[str, Any] | None = None,
     runs: Path | None = None,
     **trainer_options: Any,
-) -> dict[str, list[Scores]]:
+) -> dict[str, list[Run]]:
     """Train each method from the same seeds for the same steps, score its seeds, write ``table.md`` and ``sheet.png``.
 
     The result of a method and a seed is a file of its own in ``runs``. A rerun with the same settings and release of
@@ -67,41 +81,38 @@ def compare(
         trainer_options: for Lightning's ``Trainer``.
 
     Returns:
-        For each method, a dict of each run: mIoU in percent on ``train``, ``val`` and ``val oracle``, with a CRF
-        ``train + CRF`` and ``val + CRF``, and ``train before CRF`` and ``val before CRF`` on the same images; the
-        thresholds; seconds.
+        For each method, its runs.
     """
     stems = {name: _file_name(name) for name in methods}
     if len(set(stems.values())) < len(stems):
         raise ValueError(f"the names of two methods differ in signs only: {list(stems)}")
     key = {"version": __version__, "steps": steps, "pictures": pictures, "crf": crf_images, **(settings or {})}
-    results: dict[str, list[Scores]] = {name: [] for name in methods}
-    masks: dict[str, Masks] = {}
+    results: dict[str, list[Run]] = {name: [] for name in methods}
     for seed in seeds:  # all methods of a seed first: an unfinished table compares like with like
         data = make_data(seed)
         for name, method in methods.items():
             path = (runs or out) / f"{stems[name]}_{seed}.npz"
             run = f"{name}, seed {seed}"
-            stored = _stored(run, path, key)
-            if stored is None:
-                stored = _run(run, method, data, steps, seed, pictures, crf_images, trainer_options)
-                _store(path, key, *stored)
-            results[name].append(stored[0])
-            masks.setdefault(name, stored[1])
+            result = _stored(run, path, key)
+            if result is None:
+                result = _run(run, method, data, steps, seed, pictures, crf_images, trainer_options)
+                _store(path, key, result)
+            results[name].append(result)
+    masks = {name: of_method[0].masks for name, of_method in results.items()}
     write_atomically(table(results).encode(), out / "table.md")
     write_atomically(png(_sheet(make_data(seeds[0]), masks, pictures)), out / "sheet.png")
     return results
 
 
-def _store(path: Path, key: Mapping[str, Any], scores: Scores, masks: Masks) -> None:
+def _store(path: Path, key: Mapping[str, Any], run: Run) -> None:
     """One file with a run's scores, its pictures and what they depend on."""
-    about = json.dumps({"settings": key, "code": _code(), "scores": scores})
+    about = json.dumps({"settings": key, "code": _code(), "scores": run.scores, "curves": run.curves})
     file = io.BytesIO()
-    np.savez_compressed(file, *masks, about=np.array(about))
+    np.savez_compressed(file, *run.masks, about=np.array(about))
     write_atomically(file.getvalue(), path)
 
 
-def _stored(run: str, path: Path, key: Mapping[str, Any]) -> tuple[Scores, Masks] | None:
+def _stored(run: str, path: Path, key: Mapping[str, Any]) -> Run | None:
     """A result of the same settings; ``None`` where there is none or it can't be read."""
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -111,7 +122,7 @@ def _stored(run: str, path: Path, key: Mapping[str, Any]) -> tuple[Scores, Masks
             masks = [file[name] for name in file.files if name != "about"]
             other = "" if about["code"] == _code() else ", which other code of this release made"
             print(f"{run}: taken from {path}{other}", flush=True)
-            return about["scores"], masks
+            return Run(about["scores"], about["curves"], masks)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
         return None
 
@@ -119,27 +130,27 @@ def _stored(run: str, path: Path, key: Mapping[str, Any]) -> tuple[Scores, Masks
 COLUMNS = ("train", "val", "val oracle", "train + CRF", "val + CRF", "threshold")
 
 
-def table(results: Mapping[str, Sequence[Scores]]) -> str:
+def table(results: Mapping[str, Sequence[Run]]) -> str:
     """A Markdown table of results, with the gain of each row over the one before.
 
     Of several runs it gives the mean and the standard deviation. Behind a figure with CRF stands what the CRF gained on
     the same images.
     """
-    columns = [column for column in COLUMNS if all(column in run for runs in results.values() for run in runs)]
+    columns = [column for column in COLUMNS if all(column in run.scores for runs in results.values() for run in runs)]
     lines = [
         f"| method | {' | '.join(columns)} | gain on train / val |",
         f"|---|{'---:|' * (len(columns) + 1)}",
     ]
     last: dict[str, float] | None = None
     for name, runs in results.items():
-        means = {column: statistics.fmean(run[column] for run in runs) for column in runs[0]}
+        means = {column: statistics.fmean(run.scores[column] for run in runs) for column in runs[0].scores}
         gain = "" if last is None else f"{means['train'] - last['train']:+.1f} / {means['val'] - last['val']:+.1f}"
         cells = []
         for column in columns:
             digits = 2 if column == "threshold" else 1
             cell = f"{means[column]:.{digits}f}"
             if len(runs) > 1:
-                cell += f" ± {statistics.stdev(run[column] for run in runs):.{digits}f}"
+                cell += f" ± {statistics.stdev(run.scores[column] for run in runs):.{digits}f}"
             if column.endswith(" + CRF"):
                 cell += f" ({means[column] - means[column.replace(' + ', ' before ')]:+.1f})"
             cells.append(cell)
@@ -154,7 +165,7 @@ _QUIET: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enabl
 def train(method: Method, data: WSSSDataModule, steps: int, seed: int, **options: Any) -> CAM:
     """Train a method as :func:`compare` does."""
     L.seed_everything(seed, verbose=False)
-    module, callbacks = method()
+    module, callbacks = method(seed)
     module.to(memory_format=torch.channels_last)  # half the time on a CPU
     unscored = {"limit_val_batches": 0, "num_sanity_val_steps": 0}
     with _quietly():
@@ -173,7 +184,7 @@ def _run(
     pictures: int,
     crf_images: int,
     options: Mapping[str, Any],
-) -> tuple[Scores, Masks]:
+) -> Run:
     print(f"{name}: training", flush=True)
     began = time.perf_counter()
     module = train(method, data, steps, seed, **options)
@@ -198,7 +209,8 @@ def _run(
             scores[f"{split} before CRF"], scores[f"{split} + CRF"] = _miou_of_crf(module, dataset, crf_images)
         scores["seconds CRF"] = time.perf_counter() - trained - scores["seconds scoring"]
     print(f"{name}: train {scores['train']:.1f}, val {scores['val']:.1f}", flush=True)
-    return scores, [_mask(module, sample) for sample in _samples(data.val_set, pictures)]
+    curves = {split: (100 * curve.miou).tolist() for split, curve in module.seed_curves.items()}
+    return Run(scores, curves, [_mask(module, sample) for sample in _samples(data.val_set, pictures)])
 
 
 def _miou_of_crf(module: CAM, dataset: TaggedImageDataset, images: int) -> tuple[float, float]:

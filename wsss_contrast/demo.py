@@ -22,13 +22,13 @@ VIEW_SIZE = 96
 def methods(warmup_steps: int, **common: Any) -> dict[str, Method]:
     """CAM, SEAM, and SEAM with pixel-to-prototype contrast, whose terms count after the warm-up."""
 
-    def seam(*callbacks: PrototypeContrastCallback) -> tuple[CAM, list[L.Callback]]:
+    def seam(_seed: int, *callbacks: PrototypeContrastCallback) -> tuple[CAM, list[L.Callback]]:
         return SEAM(view_size=VIEW_SIZE, warmup_steps=warmup_steps, **common), list(callbacks)
 
     return {
-        "CAM": lambda: (CAM(**common), []),
+        "CAM": lambda _seed: (CAM(**common), []),
         "SEAM": seam,
-        "SEAM + PPC": lambda: seam(PrototypeContrastCallback(warmup_steps=warmup_steps)),
+        "SEAM + PPC": lambda seed: seam(seed, PrototypeContrastCallback(warmup_steps=warmup_steps)),
     }
 
 

@@ -108,6 +108,8 @@ class CAM(L.LightningModule):
         self.classification = MultilabelSoftMargin()
         self.first_metric = SeedMIoU(num_classes)
         self.second_metric = SeedMIoU(num_classes)
+        self.seed_curves: dict[str, SeedCurve] = {}
+        """The scores at each threshold, of the last validation's splits (``train``, ``val``)."""
         # The place of the threshold in the sweep: a whole number stays exact in half precision.
         self.register_buffer("threshold_index", torch.tensor(THRESHOLDS.index(0.2)))
 
@@ -193,8 +195,8 @@ class CAM(L.LightningModule):
         for metric in self.seed_metrics:
             metric.reset()
         if curves and not self.trainer.sanity_checking:
-            scores = self._scores(dict(zip(self._scored(len(curves)), curves, strict=True)))
-            self.log_dict(scores, prog_bar=True, sync_dist=True)
+            self.seed_curves = dict(zip(self._scored(len(curves)), curves, strict=True))
+            self.log_dict(self._scores(self.seed_curves), prog_bar=True, sync_dist=True)
 
     def _scored(self, count: int) -> list[str]:
         """What the validation loaders are of, ``train`` or ``val``."""
