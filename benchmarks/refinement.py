@@ -79,7 +79,7 @@ def seeds(args: argparse.Namespace) -> float:
     data = animals("train_mini", args.crop_size, args.seed)
     weights = args.out / "seam_ppc.pt"
     if weights.is_file():
-        module = method()[0]
+        module = method(args.seed)[0]
         module.load_state_dict(torch.load(weights, weights_only=True))
     else:
         module = train(method, data, args.steps, args.seed)

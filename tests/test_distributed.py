@@ -14,6 +14,7 @@ from torch import Tensor
 
 from wsss_contrast import distributed
 from wsss_contrast.losses import PixelDraws, PrototypeContrast
+from wsss_contrast.nn import ClassMemoryBank
 
 from .losses import distributed_cases as csrm
 from .losses.cases import Views, draws, views
@@ -56,6 +57,29 @@ def step(
     return {name: term.detach() for name, term in terms.items()}, slopes
 
 
+def remembered(rows: slice) -> list[tuple[dict[str, Tensor], list[Tensor], list[Tensor]]]:
+    """Four steps with one memory: terms, the gradients of their sum by view, and the memory. Classes come and go."""
+    loss = PrototypeContrast(top_k=5, bank=ClassMemoryBank(5, 4, 3, 4, torch.float64))
+    results = []
+    tags_of_steps = [LATE, [[1, 0, 0, 0]] * 6, [[0, 0, 0, 1], *[[0, 1, 0, 0]] * 5], [[1, 0, 0, 0]] * 6]
+    for number, tags in enumerate(tags_of_steps):
+        loss.train(number < 3)
+        inputs = views(60 + number, images=6, classes=4, target=(HEIGHT, WIDTH))._replace(tags=torch.tensor(tags))
+        part, numbers = rank_share(inputs, draws(inputs, number), rows)
+        terms = loss(*part, draws=numbers)
+        slopes = list(torch.autograd.grad(sum(terms.values()), part.embeddings))
+        memory = [loss.bank.rows(index) for index in range(5)]
+        results.append(({name: term.detach() for name, term in terms.items()}, slopes, memory))
+    return results
+
+
+def rank_share(inputs: Views, numbers: PixelDraws, rows: slice) -> tuple[Views, PixelDraws]:
+    """A rank's images, as new leaves, and its random numbers."""
+    pixels = slice(rows.start * HEIGHT * WIDTH, rows.stop * HEIGHT * WIDTH)
+    part = Views(*(x.detach()[rows].requires_grad_(x.requires_grad) for x in inputs))
+    return part, PixelDraws(*(x[:, pixels] for x in numbers))
+
+
 def rows_of(rank: int, split: tuple[int, ...]) -> slice:
     return slice(sum(split[:rank]), sum(split[: rank + 1]))
 
@@ -76,12 +100,10 @@ def run_rank(rank: int, world: int, folder: str) -> None:
     for split, setting in CASES:
         rows = rows_of(rank, SPLITS[world][split])
         inputs, numbers, valid = joined_batch(setting)
-        part = Views(*(x.detach()[rows].requires_grad_(x.requires_grad) for x in inputs))
-        pixels = slice(rows.start * HEIGHT * WIDTH, rows.stop * HEIGHT * WIDTH)
-        mine = PixelDraws(*(x[:, pixels] for x in numbers))
-        results[split, setting] = step(setting, part, mine, valid[rows])
+        results[split, setting] = step(setting, *rank_share(inputs, numbers, rows), valid[rows])
     for split, counts in SPLITS[world].items():
         results["csrm", split] = csrm_results(counts, rank)
+        results["memory", split] = remembered(rows_of(rank, counts))
     own = list(range(6))[rows_of(rank, SPLITS[world]["equal"])]
     results["total"] = {compat: csrm.total(own, 1, compat) for compat in ("paper", "official")}
     for split, counts in {**SPLITS[world], "none": (0,) * world}.items():
@@ -120,6 +142,23 @@ def test_processes_equal_one_process(ranks: list[dict], split: str, setting: str
 
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-12}
+
+
+@pytest.mark.parametrize("split", ["equal", "unequal", "empty"])
+def test_prototypes_with_a_memory(ranks: list[dict], split: str) -> None:
+    """Each step's terms and gradients, and after it the memory, which is the same on all ranks."""
+    for step, (terms, slopes, memory) in enumerate(remembered(slice(0, 6))):
+        parts = [rank["memory", split][step] for rank in ranks]
+        for name, term in terms.items():
+            assert term > 0
+            torch.testing.assert_close(torch.stack([part[0][name] for part in parts]).mean(), term, **CLOSE)
+        for view in (0, 1):
+            slope = torch.cat([part[1][view] for part in parts]) / len(ranks)
+            torch.testing.assert_close(slope, slopes[view], **CLOSE)
+        for _, _, of_rank in parts:
+            assert all(torch.equal(ours, theirs) for ours, theirs in zip(of_rank, parts[0][2], strict=True))
+            torch.testing.assert_close(of_rank, memory, **CLOSE)
+    assert [len(rows) for rows in memory] == [4, 3, 3, 0, 3]
 
 
 @functools.cache

@@ -59,6 +59,7 @@ PUBLIC = {
         "pixel_affinity",
         "pixel_correlation",
         "pixel_to_prototype_nll",
+        "present_classes",
         "propagate",
         "puzzle_alpha",
         "puzzle_reconstruction",

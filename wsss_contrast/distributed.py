@@ -1,8 +1,6 @@
-"""What several processes share, or must not: the collectives, no-ops without a process group, and random draws."""
+"""What several processes share: the collectives, no-ops without a process group."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,20 +16,6 @@ def world_size() -> int:
 def rank() -> int:
     """The number of this process, 0 without a process group."""
     return dist.get_rank() if world_size() > 1 else 0
-
-
-def step_generator(trainer: Any, seed: int, device: torch.device) -> torch.Generator:
-    """A generator for the random draws of a training step, keyed by seed, step and rank.
-
-    A resumed run draws what an undisturbed one draws, and no two ranks draw the same.
-
-    Args:
-        trainer: Lightning's ``Trainer``, in ``fit``.
-        seed: at least 0.
-        device: of the generator.
-    """
-    step = trainer.fit_loop.total_batch_idx * world_size() + trainer.global_rank
-    return torch.Generator(device=device).manual_seed((seed * 1_000_003 + step) % 2**63)
 
 
 def all_gather(x: Tensor) -> Tensor:

@@ -11,15 +11,20 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from wsss_contrast.nn import ClassMemoryBank
+
 from .hosts import (
+    DIM,
     AtStart,
     Evaluated,
     FeatureNorm,
     Groups,
+    K,
     OneView,
     Photos,
     Spy,
     TwoView,
+    contrast,
     fit,
     hooks,
     loader,
@@ -196,6 +201,40 @@ def test_a_resume_with_the_callbacks_in_another_order(tmp_path: Path) -> None:
         rest = fit(resumed, *again, steps=3, epochs=2, ckpt_path=path)
         assert same(spy.losses[3:], rest.losses)
         assert same(weights(whole, *[c.parts for c in parts]), weights(resumed, *[c.parts for c in again[::-1]]))
+
+
+def test_the_memory_of_the_loss_survives(tmp_path: Path) -> None:
+    """It is in the callback's state, and a resumed run is the uninterrupted one. Each batch lacks a class."""
+    photos = Photos()
+    photos.tags = torch.eye(K, dtype=torch.long)[[0, 1, 1, 2, 2, 0]].repeat(2, 1)[:8]
+
+    def remembering(filled: float = 0.0) -> Any:
+        bank = ClassMemoryBank(K + 1, DIM, 3, 3)
+        bank.push(torch.full((3, DIM), filled), torch.full((3, K + 1), filled > 0))
+        return ppc(loss=contrast(bank=bank))
+
+    def rows(callback: Any) -> list[Tensor]:
+        return [callback.loss.bank.rows(index) for index in range(K + 1)]
+
+    first, whole, resumed = remembering(), remembering(), remembering(filled=1.0)
+    spy = fit(TwoView(), whole, data=photos, steps=3, epochs=2)
+    torch.manual_seed(0)
+    run = trainer([first], steps=3)
+    run.fit(TwoView(), loader(photos))
+    run.save_checkpoint(tmp_path / "first.ckpt")
+    state = torch.load(tmp_path / "first.ckpt", weights_only=True)
+    assert not [name for name in state["state_dict"] if "bank" in name]
+    assert torch.equal(state["callbacks"][KEY]["parts"]["loss.bank.rows"], torch.cat(rows(first)))
+    start = AtStart(lambda *_: rows(resumed))
+    rest = fit(TwoView(), resumed, start, data=photos, steps=3, epochs=2, ckpt_path=tmp_path / "first.ckpt")
+    assert same(start.value, rows(first))
+    assert same(spy.losses[3:], rest.losses)
+    assert same(rows(whole), rows(resumed))
+    assert all(len(of_class) == 3 for of_class in rows(whole))
+    # Another memory, other losses: it is read.
+    bare = fit(TwoView(), ppc(), data=photos, steps=3)
+    assert torch.equal(bare.losses[0], spy.losses[0])
+    assert not torch.equal(bare.losses[1], spy.losses[1])
 
 
 def test_the_state_restores_the_projector(with_contrast: Path) -> None:

@@ -25,6 +25,11 @@ def test_resize(source: tuple[int, int], size: tuple[int, int]) -> None:
     torch.testing.assert_close(slope, expected)
 
 
+def test_present_classes() -> None:
+    for tags in (torch.tensor([[0, 1], [0, 0]]), torch.tensor([[0.0, 1.0], [0.0, 0.0]])):
+        assert W.present_classes(tags).tolist() == [[True, False, True], [True, False, False]]
+
+
 def test_resize_to_the_same_size_and_of_an_empty_batch() -> None:
     maps = normal(0, 2, 3, 4, 5)
     assert W.resize(maps, (4, 5)) is maps

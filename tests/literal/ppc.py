@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .csrm import Fifo
 from .maps import normalize, resize
 
 Labels = list[int | None]
@@ -154,11 +155,14 @@ def prototype_contrast(
     sample_pixels: bool = True,
     hard_ratio: float = 0.6,
     compat: str = "paper",
+    memory: Fifo | None = None,
+    train: bool = True,
 ) -> dict[str, Tensor]:
     """Eqs. 6, 7 and 9 of both views, with their weights.
 
     The arguments are those of the library's ``PrototypeContrast``. ``draws`` are random numbers, (2, P) for
-    the pixels and (2, P, C) for the prototypes: the lowest are taken.
+    the pixels and (2, P, C) for the prototypes: the lowest are taken. ``memory`` has prototypes of past steps; with
+    ``train`` those of this one are put to them.
     """
     height, width = target_embeddings.shape[2:]
     if top_k is None:
@@ -189,6 +193,14 @@ def prototype_contrast(
         embeddings.append(unit)
         labels.append(classes)
         banks.append(bank)
+    if memory is not None:
+        remembered = [_unit(sum(rows) / len(rows)) if rows else None for rows in memory.rows]
+        for bank in banks:
+            for c, of_batch in enumerate(bank):
+                if of_batch is None:
+                    bank[c] = remembered[c]
+                elif train:
+                    memory.push(of_batch, c)
 
     zero = 0 * (source_embeddings.sum() + target_embeddings.sum())
     terms = {"cross_prototype": [], "cross_cam": [], "intra_view": []}

@@ -157,6 +157,15 @@ def _contrast(compat: str, images: int) -> Case:
     return Case(losses.PrototypeContrast(top_k=4, compat=compat), inputs, {"draws": draws(inputs)})
 
 
+def _contrast_with_memory(images: int) -> Case:
+    """The last class is in the memory only, the others are in both views: calls do not depend on those before."""
+    inputs = views(17, images)._replace(tags=torch.tensor([[1, 1, 0]]).expand(images, -1))
+    bank = ClassMemoryBank(4, 4, capacity=3, background_capacity=3, dtype=torch.float64)
+    rows = torch.randn(2, 4, generator=torch.Generator().manual_seed(18), dtype=torch.float64)
+    bank.push(rows, torch.tensor([[False, False, False, True]] * 2))
+    return Case(losses.PrototypeContrast(top_k=4, bank=bank), inputs, {"draws": draws(inputs)})
+
+
 def _labels(seed: int, images: int, classes: int = 4) -> Tensor:
     """6 x 5, about a quarter of them 255."""
     generator = torch.Generator().manual_seed(seed)
@@ -216,6 +225,7 @@ def _csrm(compat: str, images: int) -> Case:
 CASES: dict[str, Callable[[int], Case]] = {
     "prototype_contrast": lambda n: _contrast("paper", n),
     "prototype_contrast_official": lambda n: _contrast("official", n),
+    "prototype_contrast_memory": _contrast_with_memory,
     "equivariant": lambda n: Case(losses.EquivariantRegularization(), _maps(2, (n, 3, 6, 5), (n, 3, 4, 3))),
     "equivariant_cross": lambda n: Case(
         losses.EquivariantCrossRegularization(),

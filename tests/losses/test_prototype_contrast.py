@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from tests.literal import ppc
+from tests.literal.csrm import Fifo
 from wsss_contrast.losses import PixelDraws, PrototypeContrast
+from wsss_contrast.nn import ClassMemoryBank
 
 from .cases import Views, draws, options, views
 
@@ -22,7 +24,12 @@ def assert_literal(inputs: Views, keywords: dict[str, object] | None = None, **s
     """Each term and its gradient equal the literal reading's; returns the terms."""
     keywords = {"draws": draws(inputs), **(keywords or {})}
     terms = PrototypeContrast(**settings)(*inputs, **keywords)
-    expected = ppc.prototype_contrast(*inputs, **keywords, **settings)
+    assert_close(terms, ppc.prototype_contrast(*inputs, **keywords, **settings), inputs)
+    return terms
+
+
+def assert_close(terms: dict[str, Tensor], expected: dict[str, Tensor], inputs: Views) -> None:
+    """By value and gradient."""
     assert sorted(terms) == sorted(expected)
     for name, term in terms.items():
         torch.testing.assert_close(term, expected[name], rtol=1e-9, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
@@ -30,7 +37,6 @@ def assert_literal(inputs: Views, keywords: dict[str, object] | None = None, **s
         literal = torch.autograd.grad(expected[name], inputs.embeddings, retain_graph=True)
         for got, want in zip(gradients, literal, strict=True):
             torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-10, msg=lambda m, n=name: f"d {n}: {m}")
-    return terms
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -452,3 +458,167 @@ def test_has_no_state_and_shows_its_settings() -> None:
     inputs = views(30)
     copy = pickle.loads(pickle.dumps(contrast))
     assert copy(*inputs, draws=draws(inputs)) == contrast(*inputs, draws=draws(inputs))
+
+
+# With a memory.
+
+
+def memory(filled: int = 0, capacity: int = 3, background: int = 4, dtype: torch.dtype = torch.float64):
+    """A memory of four classes and four columns, with some rows of each."""
+    bank = ClassMemoryBank(4, 4, capacity, background, dtype)
+    rows = torch.randn(filled * 4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    bank.push(rows, torch.eye(4, dtype=torch.bool).repeat(filled, 1))
+    return bank
+
+
+def lists(bank: ClassMemoryBank) -> Fifo:
+    """The same rows for the literal reading."""
+    fifo = Fifo(bank.capacities)
+    fifo.rows = [list(bank.rows(index)) for index in range(bank.num_classes)]
+    return fifo
+
+
+def assert_holds(bank: ClassMemoryBank, rows: list[list[Tensor]]) -> None:
+    assert bank.counts.tolist() == [len(of_class) for of_class in rows]
+    for index, of_class in enumerate(rows):
+        if of_class:
+            torch.testing.assert_close(bank.rows(index), torch.stack(of_class), rtol=1e-9, atol=1e-12)
+
+
+def tagged(inputs: Views, *tags: int) -> Views:
+    return inputs._replace(tags=torch.tensor([tags] * len(inputs.tags)))
+
+
+@pytest.mark.parametrize("background", [None, 0, -1])
+@pytest.mark.parametrize("mined", [True, False])
+def test_memory_equals_the_literal_reading(background: int | None, mined: bool) -> None:
+    """Steps with classes that come and go; the rings fill up and turn round. The last step is in evaluation."""
+    settings = {"background": background, "mine_prototypes": mined, "sample_pixels": mined, "top_k": 5}
+    contrast = PrototypeContrast(**settings, bank=memory())
+    fifo = Fifo(contrast.bank.capacities)
+    read = 0
+    for step, tags in enumerate([(1, 1, 0), (1, 0, 0), (0, 1, 1), (0, 1, 0), (1, 0, 0), (0, 0, 1), (1, 0, 0)]):
+        contrast.train(step < 6)
+        inputs = tagged(views(40 + step, background=background), *tags)
+        keywords = {"draws": draws(inputs, step)}
+        terms = contrast(*inputs, **keywords)
+        expected = ppc.prototype_contrast(*inputs, **keywords, **settings, memory=fifo, train=step < 6)
+        assert_close(terms, expected, inputs)
+        assert_holds(contrast.bank, fifo.rows)
+        bare = PrototypeContrast(**settings)(*inputs, **keywords)
+        read += terms["cross_cam"] > bare["cross_cam"]
+    assert read == 6, "all steps but the first"
+    assert tuple(contrast.bank.counts.tolist()) == contrast.bank.capacities
+
+
+def test_classes_that_the_batch_has_not_are_more_negatives() -> None:
+    """With a full memory each pixel has a negative for each class, by the literal reading."""
+    inputs = tagged(views(50), 1, 0, 0)
+    keywords, settings = {"draws": draws(inputs)}, {"mine_prototypes": False, "sample_pixels": False}
+    bank = memory(5)
+    bare = PrototypeContrast(**settings)(*inputs, **keywords)
+    expected = ppc.prototype_contrast(*inputs, **keywords, **settings, memory=lists(bank))
+    terms = PrototypeContrast(**settings, bank=bank)(*inputs, **keywords)
+    assert_close(terms, expected, inputs)
+    assert all(terms[name] > bare[name] for name in TERMS)
+
+
+def test_embeddings_that_are_all_alike_count_the_stored_classes() -> None:
+    inputs = tagged(views(51), 1, 0, 0)
+    same = [torch.ones_like(x).requires_grad_() for x in inputs.embeddings]
+    inputs = inputs._replace(source_embeddings=same[0], target_embeddings=same[1])
+    bank = memory()
+    bank.push(torch.ones(1, 4), torch.tensor([[False, True, False, True]]))  # class 1 is in the batch
+    terms = PrototypeContrast(cross_cam_weight=1, bank=bank)(*inputs, draws=draws(inputs))
+    torch.testing.assert_close(terms["cross_cam"].item(), 2 * math.log(3))
+
+
+def test_the_batchs_own_prototype_comes_first() -> None:
+    """The memory of a class that both views have is not read."""
+    inputs = tagged(views(52), 1, 1, 0)
+    rows, both = torch.randn(2, 4, 4, generator=torch.Generator().manual_seed(0)), torch.eye(4, dtype=torch.bool)
+    results = []
+    for first in rows:
+        bank = memory(1)
+        bank.push(first, both & torch.tensor([True, True, True, False]))
+        results.append(PrototypeContrast(bank=bank)(*inputs, draws=draws(inputs)))
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("without", ["source", "target"])
+def test_a_stored_prototype_may_be_the_positive(without: str) -> None:
+    """One view has no pixel, so that the other's meet stored prototypes."""
+    inputs, bank = views(53), memory(2)
+    seen = {f"{view}_valid": torch.full((2, 4, 3), view != without) for view in ("source", "target")}
+    keywords = {"draws": draws(inputs), **seen}
+    assert PrototypeContrast()(*inputs, **keywords)["cross_prototype"] == 0
+    expected = ppc.prototype_contrast(*inputs, **keywords, memory=lists(bank))
+    terms = PrototypeContrast(bank=bank)(*inputs, **keywords)
+    assert terms["cross_prototype"] > 0
+    assert_close(terms, expected, inputs)
+
+
+def test_an_empty_memory_changes_nothing() -> None:
+    inputs = tagged(views(54), 1, 0, 1)
+    bare, with_memory = (PrototypeContrast(bank=bank)(*inputs, draws=draws(inputs)) for bank in (None, memory()))
+    for name in TERMS:
+        assert torch.equal(bare[name], with_memory[name])
+        slopes = [torch.autograd.grad(x[name], inputs.embeddings, retain_graph=True) for x in (bare, with_memory)]
+        assert all(torch.equal(a, b) for a, b in zip(*slopes, strict=True))
+
+
+def test_the_memory_takes_the_prototypes_of_both_views() -> None:
+    """The source view's before the target view's, of unit length, without a graph."""
+    inputs, bank = tagged(views(55, source=(4, 3)), 0, 0, 0), memory()
+    chosen = (torch.full((4, 1), 3), torch.full((4, 1), 7))
+    PrototypeContrast(bank=bank)(*inputs, draws=draws(inputs), candidate_indices=chosen)
+    assert bank.counts.tolist() == [2, 0, 0, 0]
+    assert not bank.storage.requires_grad
+    pixels = [x.detach().movedim(1, -1).flatten(0, 2)[i] for x, i in zip(inputs.embeddings, (3, 7), strict=True)]
+    torch.testing.assert_close(bank.rows(0), torch.nn.functional.normalize(torch.stack(pixels), dim=1))
+
+
+def test_in_evaluation_the_memory_is_read_not_written() -> None:
+    inputs = tagged(views(56), 0, 1, 0)
+    training, evaluation = (PrototypeContrast(bank=memory(2)).train(mode) for mode in (True, False))
+    before = [evaluation.bank.rows(index) for index in range(4)]
+    assert training(*inputs, draws=draws(inputs)) == evaluation(*inputs, draws=draws(inputs))
+    assert all(torch.equal(evaluation.bank.rows(index), before[index]) for index in range(4))
+    assert not torch.equal(training.bank.rows(0), before[0])
+
+
+def test_a_batch_without_pixels_leaves_the_memory() -> None:
+    inputs, contrast = views(57, images=0), PrototypeContrast(bank=memory(2))
+    before = contrast.bank.storage.clone()
+    terms = contrast(*inputs)
+    assert all(term == 0 and term.requires_grad for term in terms.values())
+    assert torch.equal(contrast.bank.storage[:-1], before[:-1])  # the last row is no class's
+    assert contrast.bank.counts.tolist() == [2] * 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_the_memory_may_be_of_less_precision(dtype: torch.dtype) -> None:
+    inputs = tagged(views(58), 0, 1, 0)
+    terms = PrototypeContrast(bank=memory(2, dtype=dtype))(*inputs, draws=draws(inputs))
+    expected = PrototypeContrast(bank=memory(2))(*inputs, draws=draws(inputs))
+    assert {term.dtype for term in terms.values()} == {torch.float64}
+    torch.testing.assert_close(terms, expected, rtol=2e-2, atol=1e-4)
+
+
+def test_the_memory_is_state() -> None:
+    inputs, contrast = tagged(views(59), 0, 1, 0), PrototypeContrast(bank=memory())
+    contrast(*views(60)._replace(tags=torch.ones(2, 3)), draws=draws(inputs))
+    other = PrototypeContrast(bank=memory(4))
+    other.load_state_dict(contrast.state_dict())
+    assert other(*inputs, draws=draws(inputs)) == contrast(*inputs, draws=draws(inputs))
+    assert contrast.to("meta").bank.storage.device.type == "meta"
+
+
+def test_memories_that_do_not_fit() -> None:
+    with pytest.raises(ValueError, match=r"`bank` must be None with compat='official'.*never be read"):
+        PrototypeContrast(compat="official", bank=memory())
+    for classes, width in ((3, 4), (4, 5)):
+        with pytest.raises(
+            ValueError, match=f"of {classes} classes and {width} columns; the maps are of 4 classes.*of 4 channels"
+        ):
+            PrototypeContrast(bank=ClassMemoryBank(classes, width))(*views(61))

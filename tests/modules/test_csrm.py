@@ -9,6 +9,7 @@ import lightning as L
 import pytest
 import torch
 
+from wsss_contrast.callbacks import PrototypeContrastCallback
 from wsss_contrast.data import SHAPES_CLASSES, ShapesDataModule
 from wsss_contrast.modules import CSRM, PuzzleCAM
 
@@ -79,9 +80,56 @@ def test_starts_from_puzzle_cam(tmp_path: Path) -> None:
     assert scratch.heads == [scratch.classifier, scratch.segmenter]
 
 
-def test_a_start_that_is_none() -> None:
+def test_a_start_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no file .*nothing\.ckpt"):
-        csrm(start="nothing.ckpt")
+        trainer(tmp_path, max_steps=1, max_epochs=-1).fit(csrm(start="nothing.ckpt"), datamodule=data())
+
+
+def test_a_checkpoint_needs_its_start_no_more(tmp_path: Path) -> None:
+    start, last = tmp_path / "start.ckpt", tmp_path / "last.ckpt"
+    module = csrm()
+    torch.save({"state_dict": module.state_dict()}, start)
+    host = trainer(tmp_path, max_steps=1, max_epochs=-1)
+    host.fit(csrm(start=str(start)), datamodule=data())
+    host.save_checkpoint(last)
+    start.unlink()
+    loaded = CSRM.load_from_checkpoint(last)
+    assert loaded.heads == [loaded.segmenter]
+    resumed = trainer(tmp_path, max_steps=2, max_epochs=-1)
+    resumed.fit(loaded, datamodule=data(), ckpt_path=last)
+    assert resumed.global_step == 2
+
+
+class Views(PrototypeContrastCallback):
+    """Keeps what it is given, and the images of the second view."""
+
+    def __init__(self) -> None:
+        super().__init__(view_size=48)
+        self.seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def second_view(self, module: L.LightningModule, batch: Any) -> torch.Tensor | None:
+        self.seen.append((batch["image"], batch["tags"]))
+        return super().second_view(module, batch)
+
+
+def test_other_regularizers_see_the_mixed_images(tmp_path: Path) -> None:
+    """Images and tags go together, and are those that the student saw."""
+    module, contrast = csrm(mix=1.0), Views()
+    mixed: list[Any] = []
+    mix = module.mix
+
+    def kept(*args: Any, **kwargs: Any) -> Any:
+        mixed.append((args[0], mix(*args, **kwargs)))
+        return mixed[-1][1]
+
+    kept.draw = mix.draw  # type: ignore[attr-defined]
+    module.mix = kept  # type: ignore[assignment]
+    trainer(tmp_path, max_steps=1, max_epochs=-1, callbacks=[contrast]).fit(module, datamodule=data())
+    (images, tags) = contrast.seen[0]
+    before, after = mixed[0]
+    assert torch.equal(images, after.images)
+    assert torch.equal(tags, after.tags)
+    assert not torch.equal(images, before)
 
 
 def test_a_start_of_another_network(tmp_path: Path) -> None:

@@ -33,6 +33,11 @@ def contents(bank: ClassMemoryBank) -> list[list[list[float]]]:
     return [bank.rows(index).tolist() for index in range(bank.num_classes)]
 
 
+def assert_means(bank: ClassMemoryBank, lists: Lists) -> None:
+    expected = [torch.tensor(rows, dtype=torch.float64).view(-1, 2).mean(dim=0).nan_to_num() for rows in lists.rows]
+    torch.testing.assert_close(bank.means().double(), torch.stack(expected), rtol=1e-6, atol=0)
+
+
 def numbered(first: int, members: list[list[bool]]) -> tuple[Tensor, Tensor]:
     rows = torch.arange(first, first + len(members)).float()[:, None]
     return torch.cat([rows, -rows], dim=1), torch.tensor(members, dtype=torch.bool).view(-1, 3)
@@ -62,6 +67,7 @@ def test_any_split_of_pushes_is_a_list(pushes: list, capacity: int, background: 
         first += len(members)
         assert contents(bank) == lists.rows
         assert bank.counts.tolist() == [len(rows) for rows in lists.rows]
+        assert_means(bank, lists)
         everything = torch.arange(24).repeat(3, 1) / 24
         for index, rows in enumerate(bank.sample(everything).tolist()):
             if lists.rows[index]:
@@ -153,9 +159,30 @@ def test_checkpoint(capacity: int) -> None:
     lists.rows = [rows[-capacity:] for rows in contents(old[1])]
     assert contents(new[1]) == lists.rows
     batch = numbered(20, [[True, True, False], [True, False, True], [False, False, True]])
+    assert_means(new[1], lists)
     new[1].push(*batch)
     lists.push(*batch)
     assert contents(new[1]) == lists.rows
+    assert_means(new[1], lists)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_means_are_those_before_the_checkpoint(dtype: torch.dtype) -> None:
+    """To the last bit, though the ring has turned round and its rows lie in other places."""
+    bank = ClassMemoryBank(3, 50, 7, 11, dtype)
+    generator = torch.Generator().manual_seed(0)
+    bank.push(torch.randn(17, 50, generator=generator), torch.rand(17, 3, generator=generator) < 0.8)
+    other = ClassMemoryBank(3, 50, 7, 11, dtype)
+    other.load_state_dict(bank.state_dict())
+    assert not torch.equal(other.storage, bank.storage)
+    assert torch.equal(other.means(), bank.means())
+    assert bank.means().dtype == (torch.float32 if dtype == torch.bfloat16 else dtype)
+
+
+def test_means_of_half_precision_do_not_overflow() -> None:
+    bank = ClassMemoryBank(2, 1, 3, 3, torch.float16)
+    bank.push(torch.full((3, 1), 6e4), torch.tensor([[False, True]] * 3))
+    assert bank.means().tolist() == [[0], [6e4]]
 
 
 def test_a_checkpoint_holds_the_rows_there_are() -> None:

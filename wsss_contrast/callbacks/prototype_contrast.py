@@ -50,7 +50,8 @@ class PrototypeContrastCallback(RegularizerCallback):
         warmup_steps: the terms are multiplied by 0 before that many optimiser steps. The paper has no warm-up and
             trains for 10,000 steps; in a short run the first maps are no labels yet.
         loss: the contrast with settings of your own; its ``background`` must be ``None``, the callback takes the
-            channel off.
+            channel off. A memory of it (``bank``) is of one class more than there are tags and of ``embedding_dim``
+            columns; it is saved in checkpoints, and it fills during the warm-up, too.
         name: of the logged terms and the checkpoint entry.
         seed: of the random draws.
     """

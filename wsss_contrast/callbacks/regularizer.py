@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from wsss_contrast.data import ViewTransform
-from wsss_contrast.distributed import step_generator
+from wsss_contrast.training import step_generator
 
 from .host import Host
 from .optimizers import join_optimizer

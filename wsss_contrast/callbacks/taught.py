@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from wsss_contrast.losses import CSRMSchedule
+from wsss_contrast.training import progress
 
 from .ema_teacher import EMATeacherCallback
 from .host import Host
@@ -132,13 +133,9 @@ class TaughtRegularizer(RegularizerCallback):
         labeled = int(batch[self.labeled]) if isinstance(batch, Mapping) and self.labeled in batch else 0
         if len(tags) == 0:  # a rank that skips the step
             taught, images, labeled = dict(student), images[:0], 0
-        term = self.compare(student, taught, tags, images, labeled, self._progress, generator)
-        return {self.term: term * self.schedule.weights(self._progress)[self.term]}
-
-    @property
-    def _progress(self) -> float:
-        trainer = self._trainer
-        return min(trainer.global_step / max(float(trainer.estimated_stepping_batches), 1.0), 1.0)
+        done = progress(self._trainer)
+        term = self.compare(student, taught, tags, images, labeled, done, generator)
+        return {self.term: term * self.schedule.weights(done)[self.term]}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._trainer = trainer

@@ -7,8 +7,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from wsss_contrast._checks import check_labels
 from wsss_contrast.functional import NO_LABEL
-from wsss_contrast.losses._checks import check_labels
 
 
 class Mix(NamedTuple):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .maps import full_precision, readable
+from .maps import full_precision, present_classes, readable
 
 NO_LABEL = 255
 """The id of pixels without a label, in masks."""
@@ -27,8 +27,7 @@ def tag_probabilities(logits: Tensor, tags: Tensor | None) -> Tensor:
     """
     logits = full_precision(logits)
     if tags is not None:
-        present = torch.cat([tags.new_ones(len(tags), 1), tags], dim=1) > 0
-        logits = logits.masked_fill(~present[:, :, None, None], -torch.inf)
+        logits = logits.masked_fill(~present_classes(tags)[:, :, None, None], -torch.inf)
     return logits.softmax(dim=1)
 
 

@@ -20,6 +20,11 @@ def readable(x: Tensor) -> bool:
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
+def present_classes(tags: Tensor) -> Tensor:
+    """The background and the tagged classes: tags (N, K), multi-hot, to (N, 1 + K) bool."""
+    return F.pad(tags > 0, (1, 0), value=True)
+
+
 def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Bilinear resize to ``size`` (height, width) with aligned corners, as SEAM and PPC resize all their maps.
 

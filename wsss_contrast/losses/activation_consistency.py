@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from wsss_contrast import distributed, functional
-
-from ._checks import check_labels, check_maps, check_smoothing
+from wsss_contrast._checks import check_labels, check_maps, check_smoothing
 
 
 class ActivationConsistency(nn.Module):

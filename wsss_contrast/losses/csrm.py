@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from wsss_contrast import functional
+from wsss_contrast._checks import check_maps, check_same_channels, check_tags
 from wsss_contrast.nn.memory_bank import ClassMemoryBank
 
-from ._checks import check_maps, check_same_channels, check_tags
 from .activation_consistency import ActivationConsistency
 from .csrm_schedule import CSRMSchedule
 from .multilabel_soft_margin import MultilabelSoftMargin

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from wsss_contrast import functional
-
-from ._checks import check_fraction, check_maps, check_same_channels, check_tags, check_valid, check_warped
+from wsss_contrast._checks import check_fraction, check_maps, check_same_channels, check_tags, check_valid, check_warped
 
 
 class EquivariantRegularization(nn.Module):

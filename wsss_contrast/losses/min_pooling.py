@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from wsss_contrast import functional
-
-from ._checks import check_maps, check_tags, check_valid
+from wsss_contrast._checks import check_maps, check_tags, check_valid
 
 
 class MinPooling(nn.Module):

@@ -5,8 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from wsss_contrast import functional
-
-from ._checks import check_maps, check_smoothing, check_tags, check_valid
+from wsss_contrast._checks import check_maps, check_smoothing, check_tags, check_valid
 
 
 class MultilabelSoftMargin(nn.Module):

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsss_contrast import distributed, functional
-
-from ._checks import check_fraction, check_maps, check_same_channels, check_tags, check_valid
+from wsss_contrast._checks import check_fraction, check_maps, check_same_channels, check_tags, check_valid
+from wsss_contrast.nn.memory_bank import ClassMemoryBank
 
 
 class PixelDraws(NamedTuple):
@@ -67,11 +67,18 @@ class PrototypeContrast(nn.Module):
             all classes stay in the softmax; mining is by rank and may take the positive as a negative; the hard half
             of the pixels leaves out the hardest; the intra-view term is a mean over classes; features are averaged
             without normalisation; a term is the mean of both views, where the paper adds them.
+        bank: a memory of the prototypes of past steps (not in the paper), for ``compat="paper"`` only. A class that has
+            no prototype in a view of the batch gets the mean of its rows, L2-normalised, if it has rows: one more
+            negative, and in the cross terms a positive, where only one of the views has the class. Then the batch's
+            prototypes are appended, the source view's first; in evaluation the memory is read, not written. All rows
+            are read in each step, so keep it small, some 50 a class. Its classes are those of the class list: with
+            ``background=-1`` its class 0, of ``background_capacity``, is the first foreground class.
 
     Distributed contract: prototypes, pixel sampling and all means are those of the joined batch. Each rank gathers
     the C x k candidates of every rank and three numbers a pixel. A rank returns its own pixels' share times the
     number of ranks, so that the mean over ranks, which DDP takes of gradients, is the value of one process on the
-    joined batch. Every rank must call it, with an empty batch if need be. Random draws are each rank's own.
+    joined batch. Every rank must call it, with an empty batch if need be. Random draws are each rank's own. The memory
+    is the same on every rank, and that of one process on the joined batch.
 
     [1] Weakly Supervised Semantic Segmentation by Pixel-to-Prototype Contrast, CVPR 2022.
 
@@ -98,6 +105,7 @@ class PrototypeContrast(nn.Module):
         sample_pixels: bool = True,
         hard_ratio: float = 0.6,
         compat: Literal["paper", "official"] = "paper",
+        bank: ClassMemoryBank | None = None,
     ) -> None:
         super().__init__()
         if not temperature > 0:
@@ -118,6 +126,11 @@ class PrototypeContrast(nn.Module):
         check_fraction(hard_ratio=hard_ratio)
         if compat == "official" and hard_ratio < 0.5:
             raise ValueError(f"`hard_ratio` must be at least 0.5 with compat='official', got {hard_ratio}")
+        if compat == "official" and bank is not None:
+            raise ValueError(
+                "`bank` must be None with compat='official', where every class has a prototype from the batch: it "
+                "would never be read"
+            )
         self.temperature = temperature
         self.top_k = top_k
         self.background = background
@@ -129,6 +142,7 @@ class PrototypeContrast(nn.Module):
         self.sample_pixels = sample_pixels
         self.hard_ratio = hard_ratio
         self.compat = compat
+        self.bank = bank
 
     def extra_repr(self) -> str:
         return f"temperature={self.temperature}, top_k={self.top_k}, compat={self.compat!r}"
@@ -168,7 +182,8 @@ class PrototypeContrast(nn.Module):
             term with nothing to compare is a zero with a graph.
 
         Raises:
-            ValueError: shapes or dtypes that do not go together, NaN in CPU tensors, tags that are not 0 or 1.
+            ValueError: shapes or dtypes that do not go together, NaN in CPU tensors, tags that are not 0 or 1, a memory
+                of another number of classes or another width.
         """
         check_maps(
             source_embeddings=source_embeddings,
@@ -182,6 +197,13 @@ class PrototypeContrast(nn.Module):
         if classes < 2:
             raise ValueError(f"the maps need a foreground channel, got 1 channel with background={self.background}")
         check_tags(tags, target_cams.shape[0], classes - 1)
+        if self.bank is not None:
+            theirs, own = (self.bank.num_classes, self.bank.embedding_dim), (classes, target_embeddings.shape[1])
+            if theirs != own:
+                raise ValueError(
+                    f"`bank` is of {theirs[0]} classes and {theirs[1]} columns; the maps are of {own[0]} classes with "
+                    f"the background, the embeddings of {own[1]} channels"
+                )
         with torch.autocast(target_embeddings.device.type, enabled=False):
             size = (target_embeddings.shape[-2], target_embeddings.shape[-1])
             indices = self._check_indices(candidate_indices, classes)
@@ -245,18 +267,18 @@ class PrototypeContrast(nn.Module):
             values = []
             for i in (0, 1):
                 # Cross-prototype: the other view's prototypes. Cross-CAM: the other view's labels.
-                bank = 1 - i if name == "cross_prototype" else i
+                prototypes_of = 1 - i if name == "cross_prototype" else i
                 label_of = 1 - i if name == "cross_cam" else i
                 labels = views[label_of].labels
-                log_odds = logits[i][:, bank]
-                all_labels = self._comparable(joined[:, label_of, 2].long(), present[bank])
+                log_odds = logits[i][:, prototypes_of]
+                all_labels = self._comparable(joined[:, label_of, 2].long(), present[prototypes_of])
                 # In the cross-CAM term both views must see the pixel.
                 all_labels = torch.where(joined[:, i, 2] < 0, functional.IGNORE, all_labels)
                 if name == "intra_view":
-                    negatives = self._negatives(log_odds, labels, present[bank], draws.prototypes[i])
+                    negatives = self._negatives(log_odds, labels, present[prototypes_of], draws.prototypes[i])
                     share = self._pixel_shares(joined[:, i], all_labels, classes)
                 else:
-                    negatives = functional.all_negatives(labels, present[bank])
+                    negatives = functional.all_negatives(labels, present[prototypes_of])
                     share = _mean_over(all_labels >= 0, joined.dtype)
                 nll = functional.pixel_to_prototype_nll(log_odds, labels, negatives)
                 values.append((nll * share[part]).sum() * distributed.world_size())
@@ -275,7 +297,18 @@ class PrototypeContrast(nn.Module):
             merged = functional.merge_candidates(scores, vectors, top_k=candidates.shape[2])
             found.append(functional.estimate_prototypes(*merged))
         prototypes, present = (torch.stack(parts) for parts in zip(*found, strict=True))
-        return prototypes, present
+        return (prototypes, present) if self.bank is None else self._remembered(self.bank, prototypes, present)
+
+    def _remembered(self, bank: ClassMemoryBank, prototypes: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, with the memory's where a class has none; then the memory takes those of the batch."""
+        stored = F.normalize(bank.means().to(prototypes.dtype), dim=1)
+        filled = torch.where(present[..., None], prototypes, stored), present | (bank.counts > 0)
+        if self.training:
+            # All ranks have the same prototypes, and a push joins the rows of all: the first rank's are enough.
+            rows, members = prototypes.flatten(0, 1), torch.diag_embed(present).flatten(0, 1)
+            own = slice(None) if distributed.rank() == 0 else slice(0)
+            bank.push(rows[own], members[own], most=1)
+        return filled
 
     @staticmethod
     def _draws(

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from wsss_contrast import functional
-
-from ._checks import check_maps, check_same_channels, check_tags
+from wsss_contrast._checks import check_maps, check_same_channels, check_tags
 
 
 class PuzzleReconstruction(nn.Module):

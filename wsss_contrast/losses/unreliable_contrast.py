@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from wsss_contrast import distributed, functional
+from wsss_contrast._checks import check_labels, check_maps, check_tags
 from wsss_contrast.functional import unreliable
 from wsss_contrast.functional.maps import readable
 from wsss_contrast.nn.memory_bank import ClassMemoryBank
 
-from ._checks import check_labels, check_maps, check_tags
+from ._quantiles import joined_quantiles
 
 
 class ContrastDraws(NamedTuple):
@@ -191,7 +192,7 @@ class UnreliablePixelContrast(nn.Module):
         certain = functional.class_masks(labels, self.num_classes) & low[:, None]
         by_pixel = probabilities.movedim(1, -1).flatten(0, 2)
         if self.training:
-            of_pixel = torch.cat([tags.new_ones(len(tags), 1), tags], dim=1) > 0
+            of_pixel = functional.present_classes(tags)
             negatives = functional.negative_candidates(
                 by_pixel,
                 labels.flatten(),
@@ -214,14 +215,9 @@ class UnreliablePixelContrast(nn.Module):
     @staticmethod
     def _entropy_masks(entropy: Tensor, of_labeled: Tensor, labels: Tensor, share: float) -> tuple[Tensor, Tensor]:
         """Pixels of low and of high entropy, (N, h, w) bool; in labelled images both are the pixels with a label."""
-        joined, counted = entropy, ~of_labeled
-        if distributed.world_size() > 1:
-            both = torch.stack([entropy, counted.to(entropy.dtype)], dim=-1).flatten(0, 2)
-            both, _ = distributed.all_gather_rows(both)
-            joined, counted = both[:, 0], both[:, 1] > 0
         has_label = labels != functional.NO_LABEL
-        low = entropy < functional.quantile(joined, share, counted)
-        high = entropy >= functional.quantile(joined, 1 - share, counted)
+        lower, upper = joined_quantiles(entropy, ~of_labeled, [share, 1 - share])
+        low, high = entropy < lower, entropy >= upper
         return torch.where(of_labeled, has_label, low), torch.where(of_labeled, has_label, high)
 
     def _contrast(

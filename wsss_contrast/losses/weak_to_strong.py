@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from wsss_contrast import distributed, functional
+from wsss_contrast._checks import check_labels, check_maps
 
-from ._checks import check_labels, check_maps
+from ._quantiles import joined_quantiles
 
 
 class WeakToStrong(nn.Module):
@@ -67,9 +68,6 @@ class WeakToStrong(nn.Module):
 
     @staticmethod
     def _kept(entropy: Tensor, labels: Tensor, share: float) -> Tensor:
-        joined, counted = entropy, labels != functional.NO_LABEL
-        if distributed.world_size() > 1:
-            both, _ = distributed.all_gather_rows(torch.stack([entropy, counted.to(entropy.dtype)], -1).flatten(0, 2))
-            joined, counted = both[:, 0], both[:, 1] > 0
-        threshold = functional.quantile(joined, 1 - share, counted)
-        return (labels != functional.NO_LABEL) & (entropy < threshold)
+        counted = labels != functional.NO_LABEL
+        (threshold,) = joined_quantiles(entropy, counted, [1 - share])
+        return counted & (entropy < threshold)

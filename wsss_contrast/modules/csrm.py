@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from wsss_contrast.data import ClassMix, as_photos
-from wsss_contrast.distributed import step_generator
 from wsss_contrast.functional import NO_LABEL, mask_by_tags, max_normalize, resize
 from wsss_contrast.losses import CSRMLoss, CSRMMaps
 from wsss_contrast.nn import DeepLabV3PlusHeads, EMATeacher
 from wsss_contrast.refine import multi_scale_cams, pseudo_labels, refiner
+from wsss_contrast.training import progress, step_generator
 
 from .cam import CAM
 
@@ -72,7 +72,7 @@ class CSRM(CAM):
         kwargs: see :class:`~wsss_contrast.modules.CAM`; there is no dropout before the classifier.
 
     Raises:
-        ValueError: ``start`` is no file, or its network is another.
+        ValueError: the network of ``start`` is another. No such file is an error where a training begins.
     """
 
     low_strides = (4,)
@@ -95,6 +95,7 @@ class CSRM(CAM):
     ) -> None:
         super().__init__(num_classes, dropout=0.0, **kwargs)
         self.save_hyperparameters()
+        del self.hparams["dropout"]  # the base's argument, not this one's: it could not be loaded
         official = compat == "official"
         self.delta = (
             background_threshold,
@@ -108,7 +109,9 @@ class CSRM(CAM):
             self.backbone.out_channels, self.backbone.low_channels[0], num_classes + 1, embedding_dim, norm
         )
         self.started = start is not None
-        if start is not None:
+        self.unstarted = None if start is None or Path(start).is_file() else start
+        """A ``start`` that is no file, which is an error where a training begins."""
+        if start is not None and self.unstarted is None:
             self._load_start(Path(start))
         self.losses = CSRMLoss(num_classes + 1, embedding_dim, compat, **(loss or {}))
         self.teacher = EMATeacher(self.network, decay)
@@ -159,6 +162,7 @@ class CSRM(CAM):
             labels, soft = self.labels_of(images, plain.cams, tags)
             mix = self.mix.draw(labels, logits.shape[1], self._draws(1, images.device))
             mixed = self.mix(images, tags, labels, logits, mix=mix)
+            batch.update(image=mixed.images, tags=mixed.tags)  # what regularizer callbacks read after the step
             if soft is not None:
                 soft = self.mix(images, tags, labels, soft, mix=mix).logits
             teacher = self.teacher.train()(mixed.images)
@@ -187,11 +191,15 @@ class CSRM(CAM):
     @property
     def progress(self) -> float:
         """The share of the training that is done; 0 without a trainer."""
-        if self._trainer is None:
-            return 0.0
-        return min(self.global_step / max(float(self.trainer.estimated_stepping_batches), 1.0), 1.0)
+        return 0.0 if self._trainer is None else progress(self.trainer)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.unstarted = None  # the checkpoint has what the file gave
 
     def on_train_start(self) -> None:
+        if self.unstarted is not None:
+            raise ValueError(f"`start` must be a checkpoint; there is no file {self.unstarted}")
         # The released code's epochs 0 and 1 of 15: the teacher is a copy; its ramp begins with the second.
         warmup = self.losses.schedule.warmup * float(self.trainer.estimated_stepping_batches)
         self.teacher.ramp_start, self.teacher.copy_steps = round(warmup), round(2 * warmup)
@@ -205,8 +213,6 @@ class CSRM(CAM):
             self.teacher.update(self.network, self.global_step)
 
     def _load_start(self, path: Path) -> None:
-        if not path.is_file():
-            raise ValueError(f"`start` must be a checkpoint; there is no file {path}")
         state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
         for name in ("backbone", "classifier"):
             part = {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}

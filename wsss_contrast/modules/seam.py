@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from wsss_contrast.data import ViewTransform
-from wsss_contrast.distributed import step_generator
 from wsss_contrast.functional import resize, split_background, valid_pixels, warp
 from wsss_contrast.losses import EquivariantCrossRegularization, EquivariantRegularization, MinPooling
 from wsss_contrast.nn import PixelCorrelationModule
+from wsss_contrast.training import step_generator
 
 from .cam import CAM
 

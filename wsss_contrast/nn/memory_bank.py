@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from wsss_contrast import distributed
-from wsss_contrast.functional.maps import readable
+from wsss_contrast.functional.maps import full_precision, readable
 
 _CHUNK = 2**18  # elements that are written at a time on a CPU: they stay in its cache
 
@@ -86,6 +86,17 @@ class ClassMemoryBank(nn.Module):
         n = int(self._count[index])
         order = torch.arange(n, device=self._storage.device)
         return self._storage[self._place(torch.tensor([index], device=order.device), order[None])[0]]
+
+    def means(self) -> Tensor:
+        """The mean row of each class, (C, D), in float32 for half-precision rows; zeros for an empty class.
+
+        Copies all rows, so it is meant for small rings, of some 50 rows a class. It does not wait for the device.
+        """
+        # Oldest first: a bank that was saved and loaded adds in the same order, to the same last bit.
+        order = torch.arange(max(self.capacities), device=self._storage.device).expand(self.num_classes, -1)
+        rows = full_precision(self._storage[self._place(torch.arange(self.num_classes, device=order.device), order)])
+        filled = order < self._count[:, None]
+        return torch.where(filled[..., None], rows, 0.0).sum(dim=1) / self._count.clamp_min(1)[:, None]
 
     def extra_repr(self) -> str:
         return f"capacities={self.capacities}, embedding_dim={self.embedding_dim}, dtype={self._storage.dtype}"

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from wsss_contrast.functional import NO_LABEL, full_precision, with_background
+from wsss_contrast.functional import NO_LABEL, full_precision, present_classes, with_background
 
 
 class Refiner(Protocol):
@@ -82,7 +82,7 @@ def pseudo_labels(
         )
     if cams.device.type == "cpu" and bool(cams.isnan().any()):
         raise ValueError("`cams` have NaN values")
-    present = torch.cat([tags.new_ones(len(tags), 1), tags], dim=1) > 0
+    present = present_classes(tags)
     cams = full_precision(cams).clamp(min=0)
     if soft:
         cams = cams.masked_fill(~present[:, 1:, None, None], 0)
