@@ -205,7 +205,7 @@ class UnreliablePixelContrast(nn.Module):
                 self.own_class,
             )
             keys = teacher.movedim(1, -1).clone(memory_format=torch.contiguous_format).flatten(0, 2)
-            keys /= teacher.norm(dim=1).clamp_min(1e-8).flatten()[:, None]
+            keys /= keys.norm(dim=1, keepdim=True).clamp_min(1e-8)
             self.bank.push(keys, negatives, most=min(self.high_rank, self.num_classes))
         sums, counts = unreliable.class_sums(teacher, certain)
         joined = distributed.all_gather(torch.cat([sums, counts[:, None].to(sums.dtype)], dim=1)).sum(dim=0)
