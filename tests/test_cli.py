@@ -331,7 +331,7 @@ def test_demo(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     shown = capsys.readouterr().out
     table = Path("out/table.md").read_text()
     assert table in shown
-    assert [line.split("|")[1].strip() for line in table.splitlines()[2:]] == ["CAM", "SEAM", "SEAM + PPC"]
+    assert [line.split("|")[1].strip() for line in table.splitlines()[2:]] == ["CAM", "SEAM", "SEAM + PPC", "CSRM"]
     with Image.open("out/sheet.png") as sheet:
         assert sheet.size[0] > 5 * 128  # photo, ground truth, three seeds
 
@@ -352,7 +352,7 @@ def test_demo(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     assert not list(Path("out").glob(".*"))
     calls.clear()
     run(monkeypatch, "demo", steps="1", images="2", out="out", seed="1")
-    assert calls == ["CAM, seed 1", "SEAM, seed 1", "SEAM + PPC, seed 1"]
+    assert calls == ["CAM, seed 1", "SEAM, seed 1", "SEAM + PPC, seed 1", "CSRM, seed 1"]
 
 
 def test_table_of_several_runs() -> None:
@@ -360,7 +360,9 @@ def test_table_of_several_runs() -> None:
         {"train": t, "val": v, "val oracle": v, "threshold": 0.3, "train before CRF": t - 1, "train + CRF": t + 1}
         for t, v in ((40.0, 30.0), (42.0, 34.0))
     ]
-    shown = comparison.table({"one": runs, "two": [{**run, "train": run["train"] + 2} for run in runs]})
+    more = [{**scores, "train": scores["train"] + 2} for scores in runs]
+    results = {name: [comparison.Run(scores, {}, []) for scores in of] for name, of in (("one", runs), ("two", more))}
+    shown = comparison.table(results)
     assert shown.splitlines() == [
         "| method | train | val | val oracle | train + CRF | threshold | gain on train / val |",
         "|---|---:|---:|---:|---:|---:|---:|",

@@ -20,14 +20,17 @@ VIEW_SIZE = 96
 """Side of SEAM's target view. At half of a crop the maps are too coarse (4 x 4) for the classifier to learn."""
 
 
-def methods(start: Path, warmup_steps: int, **common: Any) -> dict[str, Method]:
+def methods(starts: Path, warmup_steps: int, **common: Any) -> dict[str, Method]:
     """CAM; SEAM, and with pixel-to-prototype contrast, whose terms count after the warm-up; CSRM.
 
-    CAM leaves its weights in ``start``, and CSRM begins with them.
+    CAM leaves its weights in the folder ``starts``, and CSRM begins with them.
     """
 
-    def cam(_seed: int) -> tuple[CAM, list[L.Callback]]:
-        keep = LambdaCallback(on_train_end=lambda trainer, _: trainer.save_checkpoint(start))
+    def start(seed: int) -> Path:
+        return starts / f"cam_{seed}.ckpt"
+
+    def cam(seed: int) -> tuple[CAM, list[L.Callback]]:
+        keep = LambdaCallback(on_train_end=lambda trainer, _: trainer.save_checkpoint(start(seed)))
         return CAM(dropout=0.0, **common), [keep]
 
     def seam(_seed: int, *callbacks: PrototypeContrastCallback) -> tuple[CAM, list[L.Callback]]:
@@ -37,7 +40,7 @@ def methods(start: Path, warmup_steps: int, **common: Any) -> dict[str, Method]:
         "CAM": cam,
         "SEAM": seam,
         "SEAM + PPC": lambda seed: seam(seed, PrototypeContrastCallback(warmup_steps=warmup_steps)),
-        "CSRM": lambda _seed: (CSRM(start=str(start), **common), []),
+        "CSRM": lambda seed: (CSRM(start=str(start(seed)), **common), []),
     }
 
 
@@ -69,7 +72,7 @@ def main(args: Sequence[str] | None = None) -> None:
     }
     results = compare(
         lambda seed: ShapesDataModule(val_length=options.images, seed=seed),
-        methods(options.out / "cam.ckpt", options.steps * 3 // 8, **common),
+        methods(options.out, options.steps * 3 // 8, **common),
         options.out,
         options.steps,
         [options.seed],

@@ -8,6 +8,18 @@ import torch
 
 from wsss_contrast.distributed import world_size
 
+_SHARDED = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
+
+
+def refuse_sharding(trainer: Any, name: str, reason: str) -> None:
+    """Raise where the trainer's strategy shards parameters.
+
+    Raises:
+        ValueError: it does; names the strategy.
+    """
+    if any(kind.__name__ in _SHARDED for kind in type(trainer.strategy).__mro__):
+        raise ValueError(f"{name}: {type(trainer.strategy).__name__} is not supported, {reason}")
+
 
 def progress(trainer: Any) -> float:
     """The share of the optimiser steps that is done, in [0, 1]; 0 for a training without end.

@@ -50,7 +50,7 @@ def module() -> CSRM:
         backbone="test_resnet",
         weights=None,
         scales=(1.0,),
-        mix=0.0,
+        mix_probability=0.0,
         train_refine="none",
         soft_labels=False,
         embedding_dim=8,
@@ -177,6 +177,16 @@ def test_a_skipped_step_leaves_nothing_for_the_next(monkeypatch: pytest.MonkeyPa
     fit(host, [teacher(), *terms()[:1]])
     assert seen
     assert all(seen)
+
+
+@pytest.mark.parametrize("in_channels", [None, 8])
+def test_a_rank_that_skips_meets_the_others(in_channels: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It calls each term with no image: the features as wide as the memory, or as what the head takes."""
+    monkeypatch.setattr("wsss_contrast.callbacks.host.world_size", lambda: 2)
+    contrast = UnreliablePixelContrast(CLASSES + 1, 8, **CONTRAST)
+    taps: Any = (("model.segmenter", 1), "model.classifier", ("model.segmenter", 0))
+    rows = fit(Skipping(), [teacher(), UnreliablePixelContrastCallback(contrast, *taps, in_channels=in_channels)])
+    assert rows[0]["contrast"] == 0
 
 
 def test_without_a_teacher_an_error_says_so() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from wsss_contrast.callbacks import PrototypeContrastCallback
-from wsss_contrast.data import SHAPES_CLASSES, ShapesDataModule
+from wsss_contrast.data import SHAPES_CLASSES, DataError, ShapesDataModule
 from wsss_contrast.modules import CSRM, PuzzleCAM
 
 from .tiny import OPTIONS, trainer
@@ -81,8 +82,10 @@ def test_starts_from_puzzle_cam(tmp_path: Path) -> None:
 
 
 def test_a_start_that_is_none(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no file .*nothing\.ckpt"):
-        trainer(tmp_path, max_steps=1, max_epochs=-1).fit(csrm(start="nothing.ckpt"), datamodule=data())
+    with pytest.warns(UserWarning, match=r"no file nothing\.ckpt"):
+        module = csrm(start="nothing.ckpt")
+    with pytest.raises(ValueError, match=r"no file nothing\.ckpt"):
+        trainer(tmp_path, max_steps=1, max_epochs=-1).fit(module, datamodule=data())
 
 
 def test_a_checkpoint_needs_its_start_no_more(tmp_path: Path) -> None:
@@ -93,7 +96,8 @@ def test_a_checkpoint_needs_its_start_no_more(tmp_path: Path) -> None:
     host.fit(csrm(start=str(start)), datamodule=data())
     host.save_checkpoint(last)
     start.unlink()
-    loaded = CSRM.load_from_checkpoint(last)
+    with pytest.warns(UserWarning, match="no file"):
+        loaded = CSRM.load_from_checkpoint(last)
     assert loaded.heads == [loaded.segmenter]
     resumed = trainer(tmp_path, max_steps=2, max_epochs=-1)
     resumed.fit(loaded, datamodule=data(), ckpt_path=last)
@@ -114,7 +118,7 @@ class Views(PrototypeContrastCallback):
 
 def test_other_regularizers_see_the_mixed_images(tmp_path: Path) -> None:
     """Images and tags go together, and are those that the student saw."""
-    module, contrast = csrm(mix=1.0), Views()
+    module, contrast = csrm(mix_probability=1.0), Views()
     mixed: list[Any] = []
     mix = module.mix
 
@@ -130,6 +134,24 @@ def test_other_regularizers_see_the_mixed_images(tmp_path: Path) -> None:
     assert torch.equal(images, after.images)
     assert torch.equal(tags, after.tags)
     assert not torch.equal(images, before)
+
+
+def test_a_start_of_other_classes(tmp_path: Path) -> None:
+    path = tmp_path / "other.ckpt"
+    torch.save({"state_dict": csrm().state_dict(), "class_names": [*SHAPES_CLASSES][::-1]}, path)
+    with pytest.raises(DataError, match="the checkpoint is of the classes"):
+        trainer(tmp_path, max_steps=1, max_epochs=-1).fit(csrm(start=str(path)), datamodule=data())
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", None])
+def test_a_start_that_can_not_be_read(content: bytes | None, tmp_path: Path) -> None:
+    path = tmp_path / "other.ckpt"
+    if content is None:
+        torch.save([1], path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"other\.ckpt can't be read as a checkpoint"):
+        csrm(start=str(path))
 
 
 def test_a_start_of_another_network(tmp_path: Path) -> None:
@@ -187,19 +209,86 @@ class Keep(L.Callback):
             trainer.save_checkpoint(self.path)
 
 
-def test_labels_of_both_presets() -> None:
-    """A map that rises from left to right: background, none, class."""
-    module = csrm(train_refine="none", background_threshold=0.2, foreground_threshold=0.6)
+def test_a_checkpoint_within_an_epoch_has_the_steps_teacher(tmp_path: Path) -> None:
+    """Callbacks, which may write one, come before the module's own hooks at a batch's end."""
+    seen: list[tuple[Any, Any]] = []
+    module = csrm(decay=0.0)
+
+    class Look(L.Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            seen.append((module.teacher.network.classifier.weight.clone(), module.classifier.weight.clone()))
+
+    trainer(tmp_path, max_steps=4, max_epochs=-1, callbacks=[Look()]).fit(module, datamodule=data())
+    for teacher, student in seen:
+        torch.testing.assert_close(teacher, student, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("high", [0.35, 0.6])
+def test_labels_of_both_presets(high: float) -> None:
+    """A map that rises from left to right: background, none, class. Soft and hard labels are of the same classes."""
+    thresholds: dict[str, Any] = {"background_threshold": 0.2, "foreground_threshold": high}
+    module = csrm(train_refine="none", **thresholds)
     cams = torch.zeros(1, CLASSES, 1, 8)
     cams[0, 1] = torch.arange(8.0)
     images, tags = torch.zeros(1, 3, 1, 8), torch.zeros(1, CLASSES)
     tags[0, 1] = 1
     labels, soft = module.labels_of(images, cams, tags)
     assert soft is not None
-    assert labels[0, 0].tolist() == [0, 0, 255, 255, 255, 2, 2, 2]
-    assert soft[0, :, 0].sum(dim=0).tolist() == pytest.approx([1, 1, 0, 0, 0, 1, 1, 1])
-    hard, none = csrm(
-        compat="official", train_refine="none", background_threshold=0.2, foreground_threshold=0.6
-    ).labels_of(images, cams, tags)
+    expected = [0, 0, 255, 2 if high < 0.4 else 255, 2 if high < 0.5 else 255, 2, 2, 2]
+    assert labels[0, 0].tolist() == expected
+    assert soft[0, :, 0].sum(dim=0).tolist() == pytest.approx([float(label != 255) for label in expected])
+    hard, none = csrm(compat="official", train_refine="none", **thresholds).labels_of(images, cams, tags)
     assert none is None
-    assert hard[0, 0].tolist() == [0, 0, 255, 255, 255, 2, 2, 2]
+    assert hard[0, 0].tolist() == expected
+
+
+def test_a_crf_keeps_soft_labels_soft() -> None:
+    pytest.importorskip("pydensecrf", reason="the extra `crf` is not installed")
+    refiners = [csrm(compat=compat, train_refine="crf").label_refiner for compat in ("paper", "official")]
+    assert [refiner.settings.confidence for refiner in refiners] == [None, 0.7]
+
+
+def test_tags_are_the_teachers() -> None:
+    module = csrm().eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        module.teacher.network.classifier.weight.fill_(100.0)
+        module.classifier.weight.fill_(-100.0)
+    assert module.predicted_tags(images).tolist() == [[1.0] * CLASSES] * 2
+
+
+def test_the_memory_is_set_by_plain_options(tmp_path: Path) -> None:
+    module = csrm(loss={"bank": {"capacity": 7, "background_capacity": 9, "dtype": "float16"}})
+    bank = module.losses.contrast.bank
+    assert bank.capacities == (9, *[7] * CLASSES)
+    assert bank.storage.dtype == torch.float16
+    host = trainer(tmp_path, max_steps=1, max_epochs=-1)
+    host.fit(module, datamodule=data())
+    host.save_checkpoint(tmp_path / "last.ckpt")
+    loaded = CSRM.load_from_checkpoint(tmp_path / "last.ckpt", weights_only=True)
+    assert loaded.losses.contrast.bank.capacities == bank.capacities
+    with pytest.raises(ValueError, match="`loss` must have plain values, bank is a module"):
+        csrm(loss={"bank": bank})
+
+
+def test_a_batch_without_labelled_images(tmp_path: Path) -> None:
+    watch = Watch()
+
+    class Unlabelled(L.Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            batch["labeled"] = 0
+
+    callbacks = [watch, Unlabelled()]
+    trainer(tmp_path, max_steps=1, max_epochs=-1, callbacks=callbacks).fit(csrm(), datamodule=data())
+    assert watch.rows[0]["train/labeled_pixels"] == 0
+    assert watch.rows[0]["train/segmentation"] == 0
+
+
+def test_sharded_strategies_are_refused() -> None:
+    class FSDPStrategy:
+        pass
+
+    module = csrm()
+    module._trainer = SimpleNamespace(strategy=FSDPStrategy())  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="CSRM: FSDPStrategy is not supported, a teacher needs whole weights"):
+        module.setup("fit")

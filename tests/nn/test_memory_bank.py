@@ -138,6 +138,14 @@ def test_a_push_writes_its_new_rows_only() -> None:
     assert (bank.storage != before).any(dim=1).sum() == 1
 
 
+def test_rows_that_are_not_finite_are_left_out() -> None:
+    bank = ClassMemoryBank(num_classes=2, embedding_dim=2, capacity=4)
+    rows = torch.tensor([[1.0, 2.0], [torch.inf, 0.0], [torch.nan, 0.0], [torch.inf, -torch.inf], [3.0, 4.0]])
+    bank.push(rows, torch.ones(5, 2, dtype=torch.bool))
+    assert bank.rows(1).tolist() == [[1, 2], [3, 4]]
+    assert bank.counts.tolist() == [2, 2]
+
+
 def test_a_push_keeps_no_graph() -> None:
     bank, rows = filled(), torch.ones(1, 2, requires_grad=True)
     bank.push(rows, torch.ones(1, 3, dtype=torch.bool))
@@ -252,6 +260,8 @@ def test_ddp_has_nothing_of_it_to_broadcast() -> None:
         ({"capacity": -3}, "`capacity` must be at least 1, got -3"),
         ({"background_capacity": 0}, "`background_capacity` must be at least 1, got 0"),
         ({"dtype": torch.int64}, "`dtype` must be floating, got torch.int64"),
+        ({"dtype": "int8"}, "`dtype` must be floating, got int8"),
+        ({"dtype": "floaty"}, "`dtype` must be floating, got floaty"),
     ],
 )
 def test_banks_that_cannot_be(sizes: dict, message: str) -> None:

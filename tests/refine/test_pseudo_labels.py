@@ -213,8 +213,8 @@ NONE = [0.0, 0.0, 0.0]
 
 
 def test_soft_labels_by_hand() -> None:
-    # Scores: background 0.8, 0.5, 0.1, 0.2, 0.3; sums 1.1, 1.2, 1.3, 1.4, 1.2.
-    all_of = [[0.8, 0.1, 0.2], [0.5, 0.5, 0.2], [0.1, 0.9, 0.3], [0.2, 0.4, 0.8], [0.3, 0.2, 0.7]]
+    # Scores of the background: 0.8, 0.5, 0.1, 0.2, 0.3; at most 0.35 where a class is above that.
+    all_of = [[0.8, 0.1, 0.2], [0.35, 0.5, 0.2], [0.1, 0.9, 0.3], [0.2, 0.4, 0.8], [0.3, 0.2, 0.7]]
     all_of = [[value / sum(pixel) for value in pixel] for pixel in all_of]
     assert soft(row(CAT, DOG), [1, 1], 0.35) == all_of
     assert soft(row(CAT, DOG), [1, 1], 0.35, 0.75) == [all_of[0], NONE, all_of[2], all_of[3], NONE]
@@ -227,9 +227,24 @@ def test_soft_labels_at_the_thresholds() -> None:
 
 
 def test_soft_labels_of_classes_present() -> None:
-    assert soft(row(CAT, DOG), [1, 0], 0.25, 0.45) == [[0.9, 0.1, 0], [0.5, 0.5, 0], [0.1, 0.9, 0], NONE, [0.8, 0.2, 0]]
+    sure = [0.45 / 0.95, 0.5 / 0.95, 0]
+    assert soft(row(CAT, DOG), [1, 0], 0.25, 0.45) == [[0.9, 0.1, 0], sure, [0.1, 0.9, 0], NONE, [0.8, 0.2, 0]]
     assert soft(row(CAT, DOG), [0, 0], 0.0, 0.5) == [[1, 0, 0]] * 5
-    assert soft(row([-0.2, 0.5, 1.5], [-1.0, 3.0, -1.0]), [1, 0], 0.35) == [[1, 0, 0], [0.5, 0.5, 0], [0, 1, 0]]
+    assert soft(row([-0.2, 0.5, 1.5], [-1.0, 3.0, -1.0]), [1, 0], 0.35) == [
+        [1, 0, 0],
+        [0.35 / 0.85, 0.5 / 0.85, 0],
+        [0, 1, 0],
+    ]
+
+
+def test_soft_and_hard_labels_are_of_the_same_classes() -> None:
+    """Also between the high threshold and a half, where one minus the score would be the larger."""
+    cams = row([0.02, 0.2, 0.36, 0.4, 0.45, 0.49, 0.51, 0.9])
+    hard = pseudo_labels(photos(cams), cams, torch.ones(1, 1), 0.05, 0.35)
+    shares = pseudo_labels(photos(cams), cams, torch.ones(1, 1), 0.05, 0.35, soft=True)
+    assert hard[0, 0].tolist() == [0, 255, 1, 1, 1, 1, 1, 1]
+    assert torch.equal(shares.argmax(dim=1)[hard != 255], hard[hard != 255])
+    assert torch.equal(shares.sum(dim=1) == 0, hard == 255)
 
 
 def test_soft_labels_are_thresholded_after_the_refiner() -> None:

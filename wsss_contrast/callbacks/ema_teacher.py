@@ -11,8 +11,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from wsss_contrast.nn import EMATeacher
+from wsss_contrast.training import refuse_sharding
 
-from .regularizer import _SHARDED
 from .taps import named_submodule
 
 
@@ -99,9 +99,7 @@ class EMATeacherCallback(L.Callback):
                 ours[key], theirs[name] = theirs[name], ours[key]
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if any(kind.__name__ in _SHARDED for kind in type(trainer.strategy).__mro__):
-            strategy = type(trainer.strategy).__name__
-            raise ValueError(f"{self.state_key}: {strategy} is not supported, a teacher needs whole weights")
+        refuse_sharding(trainer, self.state_key, "a teacher needs whole weights")
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Here the host is built, restored and on its device, whatever the order of callbacks.

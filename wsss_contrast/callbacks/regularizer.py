@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from wsss_contrast.data import ViewTransform
-from wsss_contrast.training import step_generator
+from wsss_contrast.training import refuse_sharding, step_generator
 
 from .host import Host
 from .optimizers import join_optimizer
@@ -25,8 +25,6 @@ from .taps import (
     named_submodule,
     tapped_name,
 )
-
-_SHARDED = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
 
 
 class _Place(NamedTuple):
@@ -184,11 +182,7 @@ class RegularizerCallback(L.Callback):
             return
         if not pl_module.automatic_optimization:
             raise ValueError(f"{self.state_key}: hosts with manual optimization are not supported")
-        if any(kind.__name__ in _SHARDED for kind in type(trainer.strategy).__mro__):
-            strategy = type(trainer.strategy).__name__
-            raise ValueError(
-                f"{self.state_key}: {strategy} is not supported, its parts would not be sharded with the host"
-            )
+        refuse_sharding(trainer, self.state_key, "its parts would not be sharded with the host")
         if getattr(pl_module, "_compiler_ctx", None) is not None:
             raise TapError(
                 f"{self.state_key}: the host is compiled and would not fire taps; compile submodules instead"

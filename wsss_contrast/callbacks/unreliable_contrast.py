@@ -87,6 +87,12 @@ class UnreliablePixelContrastCallback(TaughtRegularizer):
             head = nn.Sequential(*layers, nn.Conv2d(dim, dim, 1))
         return _Parts(head, self.loss)
 
+    def _empty(self, tags: Tensor) -> dict[str, Tensor]:
+        empty = super()._empty(tags)
+        # A host that makes the representation itself has the memory's width.
+        width = self._width or self.loss.bank.embedding_dim
+        return empty | {"features": tags.new_zeros((0, width, 1, 1), dtype=torch.float32)}
+
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

@@ -24,6 +24,12 @@ class Mix(NamedTuple):
     source: Tensor
     classes: Tensor
 
+    def paste(self, maps: Tensor, labels: Tensor) -> Tensor:
+        """The mixture of any maps (N, ..., H, W), in the regions of labels (N, H, W)."""
+        region = _lookup(self.classes, labels[self.source])
+        region = region.view(len(region), *(1,) * (maps.dim() - 3), *region.shape[1:])
+        return torch.where(region, maps[self.source], maps[self.base])
+
 
 class Mixed(NamedTuple):
     """Mixed images and what goes with them, as :class:`ClassMix` takes it."""
@@ -93,14 +99,9 @@ class ClassMix:
             shapes = [tuple(x.shape) for x in (images, tags, labels, logits)]
             raise ValueError(f"images, tags, labels and logits do not go together: {shapes}")
         check_labels(labels, len(images), logits.shape[1])
-        base, source, classes = self.draw(labels, logits.shape[1], generator) if mix is None else mix
-        region = _lookup(classes, labels[source])[:, None]
-        return Mixed(
-            torch.where(region, images[source], images[base]),
-            torch.where(classes[:, 1:], 1, tags[base]).to(tags.dtype),
-            torch.where(region[:, 0], labels[source], labels[base]),
-            torch.where(region, logits[source], logits[base]),
-        )
+        mix = self.draw(labels, logits.shape[1], generator) if mix is None else mix
+        tags = torch.where(mix.classes[:, 1:], 1, tags[mix.base]).to(tags.dtype)
+        return Mixed(mix.paste(images, labels), tags, mix.paste(labels, labels), mix.paste(logits, labels))
 
     def draw(self, labels: Tensor, num_classes: int, generator: torch.Generator | None = None) -> Mix:
         """Choose what is mixed, of labels (N, H, W)."""

@@ -45,7 +45,8 @@ class WSSSDataModule(L.LightningDataModule, ABC):
         eval_batch_size: most photos a batch in validation and prediction; only photos of one size share a batch.
         unlabeled_batch_size: images of the same split that join each training batch behind the others, with their
             tags, drawn apart and augmented weakly (:func:`~wsss_contrast.data.weak_transform`), for methods that learn
-            them of a teacher. The batch then has ``labeled``, the number of the others.
+            them of a teacher. The batch then has ``labeled``, the number of the others. Take halves of one size: the
+            shorter loader begins again within an epoch, with the same crops.
     """
 
     predicted: Collection[str] = ()

@@ -3,6 +3,7 @@
 import albumentations as A
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from timm.data.constants import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN
 from timm.data.constants import IMAGENET_DEFAULT_STD as IMAGENET_STD
@@ -71,9 +72,10 @@ def as_photos(images: Tensor) -> Tensor:
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"images must have shape (N, 3, H, W), got {tuple(images.shape)}")
     images = full_precision(images.detach())
-    mean = images.new_tensor(IMAGENET_MEAN).view(3, 1, 1)
-    std = images.new_tensor(IMAGENET_STD).view(3, 1, 1)
-    return ((images * std + mean) * 255).round().clamp(0, 255).byte()
+    # Number by number: to copy a tensor would wait for the device.
+    mean, std = (torch.stack([images.new_full((1, 1), x) for x in of]) for of in (IMAGENET_MEAN, IMAGENET_STD))
+    photos: Tensor = ((images * std + mean) * 255).round().clamp(0, 255).byte()
+    return photos
 
 
 def denormalize(image: Tensor) -> NDArray[np.uint8]:

@@ -87,7 +87,7 @@ class CSRMLoss(nn.Module):
         normalizer: see :class:`WeakToStrong`. Paper: ``"kept"``.
         mixed_tags: whether the contrast sees the tags of the mixed images or those of the images before. Paper: mixed.
         contrast: options of :class:`UnreliablePixelContrast`, over those of the preset.
-        bank: its memory.
+        bank: its memory, or the options of one: ``{"capacity": 10_000, "dtype": "float16"}``.
         weights: w of Eq. 14 by term, over the schedule's weights; 1 for a term that is not given.
     """
 
@@ -105,7 +105,7 @@ class CSRMLoss(nn.Module):
         normalizer: Literal["kept", "all"] | None = None,
         mixed_tags: bool | None = None,
         contrast: dict[str, Any] | None = None,
-        bank: ClassMemoryBank | None = None,
+        bank: ClassMemoryBank | dict[str, Any] | None = None,
         weights: dict[str, float] | None = None,
     ) -> None:
         super().__init__()
@@ -122,6 +122,8 @@ class CSRMLoss(nn.Module):
         self.seg_to_cam = ActivationConsistency(smoothing)
         self.weak_to_strong = WeakToStrong(chosen("normalizer", normalizer))
         options = preset["contrast"] | (contrast or {})
+        if isinstance(bank, dict):
+            bank = ClassMemoryBank(num_classes, embedding_dim, **bank)
         self.contrast = UnreliablePixelContrast(num_classes, embedding_dim, **options, bank=bank)
         self.num_foreground = num_classes - 1
         self.term_weights = dict.fromkeys(TERMS, 1.0) | (weights or {})

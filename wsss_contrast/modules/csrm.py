@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from wsss_contrast.data import ClassMix, as_photos
-from wsss_contrast.functional import NO_LABEL, mask_by_tags, max_normalize, resize
+from wsss_contrast.functional import NO_LABEL, global_average_pool, mask_by_tags, max_normalize, resize
 from wsss_contrast.losses import CSRMLoss, CSRMMaps
 from wsss_contrast.nn import DeepLabV3PlusHeads, EMATeacher
-from wsss_contrast.refine import multi_scale_cams, pseudo_labels, refiner
-from wsss_contrast.training import progress, step_generator
+from wsss_contrast.refine import DenseCRF, multi_scale_cams, pseudo_labels, refiner
+from wsss_contrast.training import progress, refuse_sharding, step_generator
 
 from .cam import CAM
 
@@ -63,16 +66,21 @@ class CSRM(CAM):
         background_threshold: delta_bg: a pixel where no class reaches it is background.
         foreground_threshold: delta_fg: a pixel where a class exceeds it is of that class. By default the preset's.
         soft_labels: whether the segmentation learns distributions or classes. By default the preset's.
+        normalize_first: whether maps are divided by their maximum before they are resized to the image, or after. By
+            default the preset's: paper after, official before.
         train_refine: refines the pseudo-labels in training: ``"none"``, ``"par"`` or ``"crf"``, see
-            :func:`~wsss_contrast.refine.refiner`.
-        mix: probability of ClassMix.
+            :func:`~wsss_contrast.refine.refiner`. For soft labels a CRF takes the scores as they are (soft unaries).
+        mix_probability: of ClassMix.
+        mix_per_image: whether each image has a coin of its own, or the batch has one. By default the preset's.
         decay: of the teacher.
         norm: of the heads, ``"group"`` or ``"batch"``.
-        loss: options of :class:`~wsss_contrast.losses.CSRMLoss`.
+        loss: options of :class:`~wsss_contrast.losses.CSRMLoss`, plain values: they are kept in checkpoints.
         kwargs: see :class:`~wsss_contrast.modules.CAM`; there is no dropout before the classifier.
 
     Raises:
-        ValueError: the network of ``start`` is another. No such file is an error where a training begins.
+        ValueError: ``start`` is no checkpoint, or of another network. No such file is a warning, and an error where a
+            training begins. A module among the options of ``loss``.
+        DataError: where a training begins: ``start`` is of other classes.
     """
 
     low_strides = (4,)
@@ -86,8 +94,10 @@ class CSRM(CAM):
         background_threshold: float = 0.05,
         foreground_threshold: float | None = None,
         soft_labels: bool | None = None,
+        normalize_first: bool | None = None,
         train_refine: str = "par",
-        mix: float = 0.5,
+        mix_probability: float = 0.5,
+        mix_per_image: bool | None = None,
         decay: float = 0.99,
         norm: Literal["group", "batch"] = "group",
         loss: dict[str, Any] | None = None,
@@ -95,27 +105,34 @@ class CSRM(CAM):
     ) -> None:
         super().__init__(num_classes, dropout=0.0, **kwargs)
         self.save_hyperparameters()
-        del self.hparams["dropout"]  # the base's argument, not this one's: it could not be loaded
+        self.hparams.pop("dropout", None)  # the base's argument, not this one's: it could not be loaded
+        modules = [name for name, value in (loss or {}).items() if isinstance(value, nn.Module)]
+        if modules:
+            raise ValueError(f"`loss` must have plain values, {', '.join(modules)} is a module; give its options")
         official = compat == "official"
-        self.delta = (
-            background_threshold,
-            (0.30 if official else 0.35) if foreground_threshold is None else foreground_threshold,
-        )
-        self.soft_labels = not official if soft_labels is None else soft_labels
-        self.normalize_first = official
+
+        def chosen(value: Any, paper: Any, released: Any) -> Any:
+            return (released if official else paper) if value is None else value
+
+        self.delta = (background_threshold, chosen(foreground_threshold, 0.35, 0.30))
+        self.soft_labels = chosen(soft_labels, True, False)
+        self.normalize_first = chosen(normalize_first, False, True)
         self.label_refiner = refiner(train_refine)
-        self.mix = ClassMix(probability=mix, per_image=not official)
+        if self.soft_labels and isinstance(self.label_refiner, DenseCRF):
+            self.label_refiner.settings = replace(self.label_refiner.settings, confidence=None)
+        self.mix = ClassMix(probability=mix_probability, per_image=chosen(mix_per_image, True, False))
         self.segmenter = DeepLabV3PlusHeads(
             self.backbone.out_channels, self.backbone.low_channels[0], num_classes + 1, embedding_dim, norm
         )
-        self.started = start is not None
-        self.unstarted = None if start is None or Path(start).is_file() else start
-        """A ``start`` that is no file, which is an error where a training begins."""
-        if start is not None and self.unstarted is None:
+        self.start = start
+        self._has_start = start is None or Path(start).is_file()
+        self._start_classes: dict[str, Any] = {}
+        if not self._has_start:
+            rank_zero_warn(f"`start`: there is no file {start}; the weights must come from a checkpoint of this module")
+        elif start is not None:
             self._load_start(Path(start))
         self.losses = CSRMLoss(num_classes + 1, embedding_dim, compat, **(loss or {}))
         self.teacher = EMATeacher(self.network, decay)
-        self._updated = 0
 
     @property
     def network(self) -> CSRMNetwork:
@@ -124,7 +141,7 @@ class CSRM(CAM):
 
     @property
     def heads(self) -> list[nn.Module]:
-        return [self.segmenter] if self.started else [self.classifier, self.segmenter]
+        return [self.classifier, self.segmenter] if self.start is None else [self.segmenter]
 
     @property
     def regularizer_taps(self) -> dict[str, Any]:
@@ -133,6 +150,11 @@ class CSRM(CAM):
     def seed_maps(self, images: Tensor) -> Tensor:
         cams: Tensor = self.teacher(images).cams
         return cams.relu()
+
+    @torch.no_grad()
+    def predicted_tags(self, images: Tensor) -> Tensor:
+        logits = global_average_pool(self.teacher(images).cams)
+        return (logits.sigmoid() > self.tag_threshold).to(images.dtype)
 
     def seeds(self, images: Tensor, tags: Tensor) -> Tensor:
         maps: Tensor = multi_scale_cams(self.seed_maps, images, tags, self.scales, self.flip, normalize="max")
@@ -163,8 +185,7 @@ class CSRM(CAM):
             mix = self.mix.draw(labels, logits.shape[1], self._draws(1, images.device))
             mixed = self.mix(images, tags, labels, logits, mix=mix)
             batch.update(image=mixed.images, tags=mixed.tags)  # what regularizer callbacks read after the step
-            if soft is not None:
-                soft = self.mix(images, tags, labels, soft, mix=mix).logits
+            soft = None if soft is None else mix.paste(soft, labels)
             teacher = self.teacher.train()(mixed.images)
         terms = self.losses(
             self.network(mixed.images),
@@ -179,7 +200,8 @@ class CSRM(CAM):
             generator=self._draws(0, images.device),
         )
         self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()})
-        self.log("train/labeled_pixels", (mixed.labels[:labeled] <= self.losses.num_foreground).float().mean())
+        has_label = mixed.labels[:labeled] <= self.losses.num_foreground
+        self.log("train/labeled_pixels", has_label.float().sum() / max(has_label.numel(), 1))
         loss = sum(terms.values())
         assert isinstance(loss, Tensor)
         self.log("train/loss", loss.detach(), prog_bar=True)
@@ -195,25 +217,38 @@ class CSRM(CAM):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        self.unstarted = None  # the checkpoint has what the file gave
+        self._has_start, self._start_classes = True, {}  # the checkpoint has what the file gave
+
+    def setup(self, stage: str) -> None:
+        refuse_sharding(self.trainer, type(self).__name__, "a teacher needs whole weights")
+
+    def teardown(self, stage: str) -> None:
+        if isinstance(self.label_refiner, DenseCRF):
+            self.label_refiner.close()
 
     def on_train_start(self) -> None:
-        if self.unstarted is not None:
-            raise ValueError(f"`start` must be a checkpoint; there is no file {self.unstarted}")
+        if not self._has_start:
+            raise ValueError(f"`start` must be a checkpoint; there is no file {self.start}")
+        super().on_load_checkpoint(self._start_classes)
         # The released code's epochs 0 and 1 of 15: the teacher is a copy; its ramp begins with the second.
+        if self.global_step == 0:
+            self.teacher.ramp_start, self.teacher.copy_steps = 0, 1
+            self.teacher.update(self.network, 1)
         warmup = self.losses.schedule.warmup * float(self.trainer.estimated_stepping_batches)
         self.teacher.ramp_start, self.teacher.copy_steps = round(warmup), round(2 * warmup)
-        if self.global_step == 0:
-            self.teacher.update(self.network, 1)
-        self._updated = self.global_step
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if self.global_step > self._updated:  # gradients may be accumulated
-            self._updated = self.global_step
-            self.teacher.update(self.network, self.global_step)
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        # Not in a hook of the batch's end: callbacks come before it there, and one may write a checkpoint.
+        self.teacher.update(self.network, self.global_step + 1)
 
     def _load_start(self, path: Path) -> None:
-        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        try:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            state = checkpoint["state_dict"]
+        except (RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
+            raise ValueError(f"`start`: {path} can't be read as a checkpoint: {error!r}") from error
+        self._start_classes = {"class_names": checkpoint.get("class_names")}
         for name in ("backbone", "classifier"):
             part = {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
             try:

@@ -28,7 +28,7 @@ class ClassMemoryBank(nn.Module):
         embedding_dim: D.
         capacity: most rows of a foreground class.
         background_capacity: most rows of the background.
-        dtype: of the rows; half precision saves memory. Give rows of unit length then.
+        dtype: of the rows, or torch's name of it; half precision saves memory. Give rows of unit length then.
 
     Distributed contract: every rank writes the rows of all ranks, in rank order, so that the banks are the same
     everywhere and the same as that of one process on the joined batch. Every rank must push, if need be no row.
@@ -47,19 +47,20 @@ class ClassMemoryBank(nn.Module):
         embedding_dim: int,
         capacity: int = 30_000,
         background_capacity: int = 50_000,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | str = torch.float32,
     ) -> None:
         super().__init__()
         sizes = {"num_classes": num_classes, "embedding_dim": embedding_dim, "capacity": capacity}
         for name, value in {**sizes, "background_capacity": background_capacity}.items():
             if value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}")
-        if not dtype.is_floating_point:
+        of_rows = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+        if not isinstance(of_rows, torch.dtype) or not of_rows.is_floating_point:
             raise ValueError(f"`dtype` must be floating, got {dtype}")
         self.capacities = (background_capacity, *[capacity] * (num_classes - 1))
         self._capacity = torch.tensor(self.capacities)
         self._first = self._capacity.cumsum(0) - self._capacity  # where a class's ring begins
-        self._storage = torch.zeros(sum(self.capacities) + 1, embedding_dim, dtype=dtype)  # the last: to discard
+        self._storage = torch.zeros(sum(self.capacities) + 1, embedding_dim, dtype=of_rows)  # the last: to discard
         self._count = torch.zeros(num_classes, dtype=torch.long)
         self._next = torch.zeros(num_classes, dtype=torch.long)  # the place in the ring to write at
 
@@ -105,6 +106,8 @@ class ClassMemoryBank(nn.Module):
     def push(self, rows: Tensor, members: Tensor, most: int | None = None) -> None:
         """Append rows to the rings of their classes, in order; the oldest make room.
 
+        Rows that are not finite are left out: one would spoil each later draw of it.
+
         Args:
             rows: (n, D).
             members: (n, C) bool; a row goes to each class that it is a member of.
@@ -121,7 +124,8 @@ class ClassMemoryBank(nn.Module):
                 f"`members` must be bool of shape {(len(rows), self.num_classes)}, "
                 f"got {members.dtype} {tuple(members.shape)}"
             )
-        rows, members = self._joined(rows.detach().to(self._storage.dtype), members)
+        rows = rows.detach().to(self._storage.dtype)
+        rows, members = self._joined(rows, members & rows.sum(dim=1).isfinite()[:, None])
         if len(rows) == 0:
             return
         order = members.cumsum(0, dtype=torch.int32)  # 1 for a class's first row

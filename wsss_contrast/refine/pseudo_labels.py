@@ -49,8 +49,9 @@ def pseudo_labels(
 
     Soft labels are distributions over the classes. Here the score of the background is one minus that of the best
     class. It is refined with the maps, and the thresholds come after: a pixel counts where the best class exceeds the
-    high one, or none exceeds the low one. CSRM's Eq. 6 reads as soft labels thresholded after the CRF; its released
-    code has the hard ones.
+    high one, or none exceeds the low one. Where one does, the background has the high score at most: a class above the
+    threshold is the likeliest. CSRM's Eq. 6 reads as soft labels thresholded after the CRF; its released code has the
+    hard ones.
 
     Args:
         photos: (N, 3, H, W), uint8 from 0 to 255. Only a refiner needs them.
@@ -89,7 +90,9 @@ def pseudo_labels(
         scores = with_background(cams, (1 - cams.amax(dim=1, keepdim=True)).clamp(min=0))
         if refine is not None:
             scores = refine(photos, scores, present).clamp(min=0).masked_fill(~present[:, :, None, None], 0)
-        best, total = scores[:, 1:].amax(dim=1, keepdim=True), scores.sum(dim=1, keepdim=True)
+        background, best = scores[:, :1], scores[:, 1:].amax(dim=1, keepdim=True)
+        scores = torch.cat([torch.where(best > high, background.clamp(max=high), background), scores[:, 1:]], dim=1)
+        total = scores.sum(dim=1, keepdim=True)
         counts = ((best > high) | (best <= background_threshold)) & (total > 0)
         return torch.where(counts, scores / total, 0)
 
