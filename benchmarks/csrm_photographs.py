@@ -23,10 +23,15 @@ from wsss_contrast.metrics import THRESHOLDS
 from wsss_contrast.modules import CAM, CSRM, PuzzleCAM
 
 
-def rows(starts: Path, common: dict[str, Any]) -> dict[str, Method]:
+def rows(starts: Path, alpha: float, common: dict[str, Any]) -> dict[str, Method]:
     """The rows. Each begins with the checkpoint ``SEED.ckpt`` that the first leaves in ``starts``.
 
     The terms come in the paper's order; all of them are CSRM.
+
+    Args:
+        starts: a folder.
+        alpha: of Puzzle-CAM.
+        common: options of all modules.
     """
 
     def start(seed: int) -> Path:
@@ -34,10 +39,10 @@ def rows(starts: Path, common: dict[str, Any]) -> dict[str, Method]:
 
     def puzzle(seed: int) -> tuple[CAM, list[L.Callback]]:
         keep = LambdaCallback(on_train_end=lambda trainer, _: trainer.save_checkpoint(start(seed)))
-        return PuzzleCAM(**common), [keep]
+        return PuzzleCAM(alpha=alpha, **common), [keep]
 
     def puzzle_again(seed: int) -> tuple[CAM, list[L.Callback]]:
-        module = PuzzleCAM(**common)
+        module = PuzzleCAM(alpha=alpha, **common)
         module.load_state_dict(torch.load(start(seed), map_location="cpu", weights_only=True)["state_dict"])
         return module, []
 
@@ -73,25 +78,27 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200, help="of the start, and of each row from there")
     parser.add_argument("--crop-size", type=int, default=192)
     parser.add_argument("--batch-size", type=int, default=4, help="labelled photos, and as many unlabelled ones")
+    parser.add_argument("--alpha", type=float, default=0.25, help="of Puzzle-CAM; 4 is for thousands of steps")
     parser.add_argument("--train-split", default="train_mini")
     parser.add_argument("--precision", default="bf16-mixed", help="of training and scoring")
     parser.add_argument("--out", type=Path, default=Path("runs/csrm_photographs"))
     args = parser.parse_args()
 
     common = {"num_classes": len(ANIMALS), "weights": "offline", "weight_decay": 1e-4, "scales": [1.0]}
-    methods = rows(args.out / "start", common)
+    methods = rows(args.out / "start", args.alpha, common)
     unknown = set(args.rows or methods) - set(methods)
     if unknown:
         raise SystemExit(f"unknown rows {sorted(unknown)}; there are {list(methods)}")
 
     halves = {"batch_size": args.batch_size, "unlabeled_batch_size": args.batch_size}
+    depends_on = ("crop_size", "batch_size", "alpha", "train_split", "precision")
     results = compare(
         partial(animals, args.train_split, args.crop_size, **halves),
         {name: method for name, method in methods.items() if name in (args.rows or methods)},
         args.out,
         args.steps,
         args.seeds,
-        settings={name: getattr(args, name) for name in ("crop_size", "batch_size", "train_split", "precision")},
+        settings={name: getattr(args, name) for name in depends_on},
         precision=args.precision,
         gradient_clip_val=1.0,
     )
