@@ -331,7 +331,7 @@ def test_demo(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     shown = capsys.readouterr().out
     table = Path("out/table.md").read_text()
     assert table in shown
-    assert [line.split("|")[1].strip() for line in table.splitlines()[2:]] == ["CAM", "SEAM", "SEAM + PPC", "CSRM"]
+    assert [line.split("|")[1].strip() for line in table.splitlines()[2:]] == ["CAM", "SEAM", "SEAM + PPC"]
     with Image.open("out/sheet.png") as sheet:
         assert sheet.size[0] > 5 * 128  # photo, ground truth, three seeds
 
@@ -352,7 +352,7 @@ def test_demo(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     assert not list(Path("out").glob(".*"))
     calls.clear()
     run(monkeypatch, "demo", steps="1", images="2", out="out", seed="1")
-    assert calls == ["CAM, seed 1", "SEAM, seed 1", "SEAM + PPC, seed 1", "CSRM, seed 1"]
+    assert calls == ["CAM, seed 1", "SEAM, seed 1", "SEAM + PPC, seed 1"]
 
 
 def test_table_of_several_runs() -> None:
