@@ -213,12 +213,16 @@ NONE = [0.0, 0.0, 0.0]
 
 
 def test_soft_labels_by_hand() -> None:
-    # Scores of the background: 0.8, 0.5, 0.1, 0.2, 0.3; at most 0.35 where a class is above that.
-    all_of = [[0.8, 0.1, 0.2], [0.35, 0.5, 0.2], [0.1, 0.9, 0.3], [0.2, 0.4, 0.8], [0.3, 0.2, 0.7]]
-    all_of = [[value / sum(pixel) for value in pixel] for pixel in all_of]
-    assert soft(row(CAT, DOG), [1, 1], 0.35) == all_of
-    assert soft(row(CAT, DOG), [1, 1], 0.35, 0.75) == [all_of[0], NONE, all_of[2], all_of[3], NONE]
-    assert soft(row(CAT, DOG), [1, 1], 0.15, 0.85) == [NONE, NONE, all_of[2], NONE, NONE]
+    def all_of(high: float) -> list[list[float]]:
+        """The score of the background is 0 where a class has 1, and the threshold where the best class has it."""
+        background = [high / (1 - high) * falling for falling in (0.8, 0.5, 0.1, 0.2, 0.3)]
+        pixels = zip(background, [0.1, 0.5, 0.9, 0.4, 0.2], [0.2, 0.2, 0.3, 0.8, 0.7], strict=True)
+        return [[value / sum(pixel) for value in pixel] for pixel in pixels]
+
+    assert soft(row(CAT, DOG), [1, 1], 0.35) == all_of(0.35)
+    some = all_of(0.75)
+    assert soft(row(CAT, DOG), [1, 1], 0.35, 0.75) == [some[0], NONE, some[2], some[3], NONE]
+    assert soft(row(CAT, DOG), [1, 1], 0.15, 0.85) == [NONE, NONE, all_of(0.85)[2], NONE, NONE]
 
 
 def test_soft_labels_at_the_thresholds() -> None:
@@ -227,18 +231,20 @@ def test_soft_labels_at_the_thresholds() -> None:
 
 
 def test_soft_labels_of_classes_present() -> None:
-    sure = [0.45 / 0.95, 0.5 / 0.95, 0]
-    assert soft(row(CAT, DOG), [1, 0], 0.25, 0.45) == [[0.9, 0.1, 0], sure, [0.1, 0.9, 0], NONE, [0.8, 0.2, 0]]
+    of_cat = [[0.9, 0.1, 0], [0.5, 0.5, 0], [0.1, 0.9, 0], [0.6, 0.4, 0], [0.8, 0.2, 0]]
+    assert soft(row(CAT, DOG), [1, 0], 0.25, 0.5) == [of_cat[0], NONE, of_cat[2], NONE, of_cat[4]]
     assert soft(row(CAT, DOG), [0, 0], 0.0, 0.5) == [[1, 0, 0]] * 5
-    assert soft(row([-0.2, 0.5, 1.5], [-1.0, 3.0, -1.0]), [1, 0], 0.35) == [
-        [1, 0, 0],
-        [0.35 / 0.85, 0.5 / 0.85, 0],
-        [0, 1, 0],
-    ]
+    assert soft(row([-0.2, 0.75, 1.5], [-1.0, 3.0, -1.0]), [1, 0], 0.5) == [[1, 0, 0], [0.25, 0.75, 0], [0, 1, 0]]
+
+
+def test_soft_labels_of_thresholds_of_zero() -> None:
+    labels = pseudo_labels(photos(row([0.0, 0.5])), row([0.0, 0.5]), torch.ones(1, 1), 0.0, soft=True)
+    assert labels.argmax(dim=1).tolist() == [[[0, 1]]]
+    assert torch.equal(labels.sum(dim=1), torch.ones(1, 1, 2))
 
 
 def test_soft_and_hard_labels_are_of_the_same_classes() -> None:
-    """Also between the high threshold and a half, where one minus the score would be the larger."""
+    """Also between the high threshold and a half, where one minus the score is the larger."""
     cams = row([0.02, 0.2, 0.36, 0.4, 0.45, 0.49, 0.51, 0.9])
     hard = pseudo_labels(photos(cams), cams, torch.ones(1, 1), 0.05, 0.35)
     shares = pseudo_labels(photos(cams), cams, torch.ones(1, 1), 0.05, 0.35, soft=True)
@@ -252,10 +258,10 @@ def test_soft_labels_are_thresholded_after_the_refiner() -> None:
 
     def refine(photos: Tensor, scores: Tensor, present: Tensor) -> Tensor:
         calls.append((scores[0, :, 0].T.tolist(), present.tolist()))
-        return torch.tensor([[0.1, 0.9, 0.3], [0.4, 0.5, 5.0], [0.9, 0.2, 5.0], [0.0, 0.0, 5.0]]).T[None, :, None]
+        return torch.tensor([[0.1, 0.9, 0.3], [0.6, 0.55, 5.0], [0.9, 0.2, 5.0], [0.0, 0.0, 5.0]]).T[None, :, None]
 
     cams = row([0.9, 0.1, 0.1, 0.1], [0.3, 0.3, 0.3, 0.3])
-    assert soft(cams, [1, 0], 0.25, 0.75, refine) == [[0.1, 0.9, 0], NONE, [0.9 / 1.1, 0.2 / 1.1, 0], NONE]
+    assert soft(cams, [1, 0], 0.25, 0.5, refine) == [[0.1, 0.9, 0], NONE, [0.9 / 1.1, 0.2 / 1.1, 0], NONE]
     assert len(calls) == 1
     assert calls[0][0] == [pytest.approx(pixel) for pixel in [[0.1, 0.9, 0], *[[0.9, 0.1, 0]] * 3]]
     assert calls[0][1] == [[True, True, False]]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from wsss_contrast.functional import NO_LABEL, full_precision, present_classes, with_background
+from wsss_contrast.functional.maps import EPS
 
 
 class Refiner(Protocol):
@@ -47,11 +48,10 @@ def pseudo_labels(
     Sec. 3.1). Both are refined, and a pixel gets its best class. Where even the high one loses, the label is the
     class; where even the low one wins, it is background; between them it is 255.
 
-    Soft labels are distributions over the classes. Here the score of the background is one minus that of the best
-    class. It is refined with the maps, and the thresholds come after: a pixel counts where the best class exceeds the
-    high one, or none exceeds the low one. Where one does, the background has the high score at most: a class above the
-    threshold is the likeliest. CSRM's Eq. 6 reads as soft labels thresholded after the CRF; its released code has the
-    hard ones.
+    Soft labels are distributions over the classes. Here the score of the background falls with that of the best class,
+    to 0 at 1, and equals it at the high threshold. It is refined with the maps, and the thresholds come after: a pixel
+    counts where the best class is the likeliest and exceeds the high one, or none exceeds the low one. CSRM's Eq. 6
+    reads as soft labels thresholded after the CRF; its released code has the hard ones.
 
     Args:
         photos: (N, 3, H, W), uint8 from 0 to 255. Only a refiner needs them.
@@ -87,13 +87,13 @@ def pseudo_labels(
     cams = full_precision(cams).clamp(min=0)
     if soft:
         cams = cams.masked_fill(~present[:, 1:, None, None], 0)
-        scores = with_background(cams, (1 - cams.amax(dim=1, keepdim=True)).clamp(min=0))
+        falling = (1 - cams.amax(dim=1, keepdim=True)).clamp(min=0)
+        scores = with_background(cams, max(high, EPS) / (1 - high) * falling)
         if refine is not None:
             scores = refine(photos, scores, present).clamp(min=0).masked_fill(~present[:, :, None, None], 0)
         background, best = scores[:, :1], scores[:, 1:].amax(dim=1, keepdim=True)
-        scores = torch.cat([torch.where(best > high, background.clamp(max=high), background), scores[:, 1:]], dim=1)
         total = scores.sum(dim=1, keepdim=True)
-        counts = ((best > high) | (best <= background_threshold)) & (total > 0)
+        counts = (((best > high) & (best > background)) | (best <= background_threshold)) & (total > 0)
         return torch.where(counts, scores / total, 0)
 
     def against(threshold: float) -> Tensor:
