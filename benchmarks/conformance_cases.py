@@ -36,6 +36,7 @@ class Case:
     errors: dict[str, float] = field(default_factory=dict)
     gradient_errors: dict[str, float] = field(default_factory=dict)
     wrong: dict[str, int] = field(default_factory=dict)
+    tolerance: float = VALUE_TOLERANCE
 
     def values(self, ours: Mapping[str, Any], reference: Mapping[str, Any]) -> None:
         """Compare each of ``ours`` with the reference of its name, integers exactly."""
@@ -62,7 +63,7 @@ class Case:
     def out_of_tolerance(self) -> list[str]:
         """What differs too much, and by how much. NaN does."""
         return (
-            [f"{name}: {e:.1e}" for name, e in self.errors.items() if not e <= VALUE_TOLERANCE]
+            [f"{name}: {e:.1e}" for name, e in self.errors.items() if not e <= self.tolerance]
             + [f"{name}: {e:.1e}" for name, e in self.gradient_errors.items() if not e <= GRADIENT_TOLERANCE]
             + [f"{name}: {n} wrong" for name, n in self.wrong.items() if n]
         )

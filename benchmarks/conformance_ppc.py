@@ -17,6 +17,7 @@ from wsss_contrast import functional, losses
 from wsss_contrast.metrics import SeedMIoU
 from wsss_contrast.modules import parameter_groups, poly_decay
 from wsss_contrast.refine import (
+    CRF_SETTINGS,
     CRFSettings,
     hard_unaries,
     mean_field,
@@ -24,6 +25,9 @@ from wsss_contrast.refine import (
     multi_scale_cams,
     soft_unaries,
 )
+
+IN_TORCH = "in torch: "
+CRF_TOLERANCE = 1e-3  # of ten steps over another order of the same sums
 
 # --- SEAM and pixel-to-prototype contrast --------------------------------------------------------------
 
@@ -274,20 +278,36 @@ def curve_file(reference: Any, folder: Path) -> Cases:
 @checks("densecrf.pt")
 def dense_crf_file(reference: Any, folder: Path) -> Cases:
     """Names are UNARY_SXY_SRGB_tITERATIONS, where a label unary has its number of classes."""
-    photo, scores = reference["img"].numpy(), reference["prob"].numpy()
+    photo, scores = reference["img"], reference["prob"]
 
-    def check(case: Case) -> None:
-        kind, *numbers = case.name.removesuffix("_pairwiseEnergy").split("_")
-        settings: str | CRFSettings = "deeplab"
+    def inputs(name: str) -> tuple[Tensor, CRFSettings]:
+        kind, *numbers = name.removesuffix("_pairwiseEnergy").split("_")
+        settings = CRF_SETTINGS["deeplab"]
         if kind != "deeplabv2":
             sxy, srgb, iterations = (int(number.lstrip("t")) for number in numbers)
-            settings = CRFSettings((sxy, srgb, 10), iterations=iterations, rows_first=case.name.endswith("Energy"))
+            settings = CRFSettings((sxy, srgb, 10), iterations=iterations, rows_first=name.endswith("Energy"))
         classes = int(kind.removeprefix("label")) if kind.startswith("label") else 0
-        unaries = hard_unaries(reference[kind].numpy(), classes, 0.7) if classes else soft_unaries(scores)
-        case.values({case.name: torch.from_numpy(mean_field(photo, unaries, settings))}, reference)
+        labels = reference[kind].numpy() if classes else None
+        unaries = soft_unaries(scores.numpy()) if labels is None else hard_unaries(labels, classes, 0.7)
+        return torch.from_numpy(unaries), settings
+
+    def by_pydensecrf(case: Case) -> None:
+        unaries, settings = inputs(case.name)
+        found = mean_field(photo.numpy(), unaries.numpy(), settings)
+        case.values({case.name: torch.from_numpy(found)}, reference)
+
+    def by_torch(case: Case) -> None:
+        name, case.tolerance = case.name.removeprefix(IN_TORCH), CRF_TOLERANCE
+        unaries, settings = inputs(name)
+        kernels = settings.bilateral, settings.gaussian
+        photos, rest = photo.permute(2, 0, 1)[None], (settings.iterations, settings.rows_first)
+        case.values({name: functional.dense_crf(photos, unaries[None], *kernels, *rest)[0]}, reference)
 
     names = [name for name in reference if "_t" in name]
-    return dict.fromkeys(names, check if find_spec("pydensecrf") else "skipped: the extra `crf` is not installed")
+    cases: Cases = dict.fromkeys(
+        names, by_pydensecrf if find_spec("pydensecrf") else "skipped: the extra `crf` is not installed"
+    )
+    return cases | dict.fromkeys((IN_TORCH + name for name in names), by_torch)
 
 
 @checks("poly_sgd.pt")

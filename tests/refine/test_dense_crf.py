@@ -117,10 +117,35 @@ def test_labels_that_are_no_class_are_named(label: int) -> None:
         hard_unaries(np.array([[0]]), 1, 0.7)
 
 
-def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+@needs_crf
+@pytest.mark.parametrize("name", ["ppc", "psa", "ppc_affinity", "deeplab"])
+def test_without_the_extra_it_is_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    photos = torch.randint(0, 256, (2, 3, 24, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    photos = photos // 8 + torch.from_numpy(photo()).permute(2, 0, 1)
+    scores = torch.from_numpy(np.stack([late(), late(at=12)]))
+    present = torch.tensor([[True, True, False], [True, True, True]])
+    crf = DenseCRF(name, processes=2)
+    with crf:
+        refined = crf(photos, scores, present)
     monkeypatch.setitem(sys.modules, "pydensecrf", None)
+    crf = DenseCRF(name, processes=2)
+    torch.testing.assert_close(crf(photos, scores, present), refined, atol=1e-4, rtol=0)
+    assert crf.concurrency == 1
+    alone = crf(photos, scores, torch.tensor([[True, False, False]] * 2))
+    assert torch.equal(alone[:, 0], torch.ones(2, 24, 32))
     with pytest.raises(ImportError, match=r"pip install 'wsss-contrast\[crf\]'"):
-        DenseCRF()
+        mean_field(photo(), soft_unaries(late()))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_it_stays_on_the_device() -> None:
+    photos, scores = torch.from_numpy(photo()[None]).permute(0, 3, 1, 2), torch.from_numpy(late()[None])
+    on_device = [tensor.cuda() for tensor in (photos, scores, torch.from_numpy(PRESENT[None]))]
+    refined = DenseCRF(processes=None)(*on_device)
+    assert refined.device.type == "cuda"
+    torch.testing.assert_close(
+        refined.cpu(), DenseCRF()(photos, scores, torch.from_numpy(PRESENT[None])), atol=1e-3, rtol=0
+    )
 
 
 # --- processes

@@ -16,6 +16,7 @@ from .contrast import (
     semi_hard_negatives_official,
     top_candidates,
 )
+from .crf import dense_crf, hard_unaries, soft_unaries
 from .cross_supervision import (
     NO_LABEL,
     class_masks,
@@ -37,6 +38,7 @@ from .maps import (
     split_background,
     with_background,
 )
+from .permutohedral import PermutohedralLattice
 from .pixel_adaptive import neighbour_offsets, pixel_affinity, propagate
 from .puzzle import merge_tiles, puzzle_alpha, puzzle_reconstruction, tile
 from .seam import (
@@ -53,6 +55,7 @@ from .views import valid_pixels, view_matrix, warp
 __all__ = [
     "IGNORE",
     "NO_LABEL",
+    "PermutohedralLattice",
     "all_negatives",
     "among_highest",
     "assign_pixels",
@@ -62,12 +65,14 @@ __all__ = [
     "class_masks",
     "confident_labels",
     "correlation_input",
+    "dense_crf",
     "entropy",
     "equivariant_cross_regularization",
     "equivariant_regularization",
     "estimate_prototypes",
     "full_precision",
     "global_average_pool",
+    "hard_unaries",
     "has_foreground",
     "info_nce",
     "mask_by_tags",
@@ -94,6 +99,7 @@ __all__ = [
     "segmentation_nll",
     "semi_hard_negatives",
     "semi_hard_negatives_official",
+    "soft_unaries",
     "split_background",
     "suppress_non_maximum",
     "tag_probabilities",

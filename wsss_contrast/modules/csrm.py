@@ -69,7 +69,7 @@ class CSRM(CAM):
         normalize_first: whether maps are divided by their maximum before they are resized to the image, or after. By
             default the preset's: paper after, official before.
         train_refine: refines the pseudo-labels in training: ``"none"``, ``"par"`` or ``"crf"``, see
-            :func:`~wsss_contrast.refine.refiner`. For soft labels a CRF takes the scores as they are (soft unaries), and
+            :func:`~wsss_contrast.refine.refiner`. For soft labels a CRF takes the scores as they are (soft unaries) and
             leaves few pixels without a label.
         mix_probability: of ClassMix.
         mix_per_image: whether each image has a coin of its own, or the batch has one. By default the preset's.

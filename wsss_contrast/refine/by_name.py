@@ -14,9 +14,9 @@ def refiner(name: str) -> Refiner | None:
 
     Args:
         name: ``"none"``; ``"par"``, pixel-adaptive refinement; ``"crf"``, a dense CRF with the settings of PPC, or
-            ``"crf:NAME"`` with those of a name in ``CRF_SETTINGS``, in a process for each CPU, which the ranks of a
-            machine share; or ``"package.module.Name"``, a class or function of your own, which is called without
-            arguments and gives a refiner.
+            ``"crf:NAME"`` with those of a name in ``CRF_SETTINGS``, with the extra ``crf`` in a process for each CPU,
+            which the ranks of a machine share; or ``"package.module.Name"``, a class or function of your own, which is
+            called without arguments and gives a refiner.
 
     Raises:
         ValueError: an unknown name, one that can't be imported, or one that gives no refiner.

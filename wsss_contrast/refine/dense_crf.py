@@ -1,4 +1,4 @@
-"""Fully connected conditional random field (dense CRF, Krähenbühl and Koltun, NIPS 2011), over ``pydensecrf2``."""
+"""Fully connected conditional random field (dense CRF, Krähenbühl and Koltun, NIPS 2011), as a refiner."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from wsss_contrast import functional
 from wsss_contrast.distributed import world_size
 
 from .processes import ProcessPool
@@ -72,6 +74,7 @@ def crf_settings(settings: str | CRFSettings) -> CRFSettings:
 
 def soft_unaries(scores: Floats) -> Floats:
     """Energies (C, H, W) of scores (C, H, W), which need not add up to 1: ``-log`` of the score, clipped at 1e-5."""
+    # NumPy's logarithm, not PyTorch's: with it the recorded values come out to the last bit.
     energies: Floats = -np.log(np.clip(scores, 1e-5, None, dtype=np.float32))
     return energies
 
@@ -82,14 +85,7 @@ def hard_unaries(labels: NDArray[np.integer], num_classes: int, confidence: floa
     Raises:
         ValueError: fewer than two classes, or a label that is no class, as 255.
     """
-    if num_classes < 2:
-        raise ValueError(f"`num_classes` must be at least 2, got {num_classes}")
-    wrong = labels[(labels < 0) | (labels >= num_classes)]
-    if wrong.size:
-        raise ValueError(f"`labels` must be from 0 to {num_classes - 1}, got {wrong.flat[0]}")
-    energies = np.full((num_classes, *labels.shape), -np.log((1 - confidence) / (num_classes - 1)), np.float32)
-    np.put_along_axis(energies, labels[None].astype(np.int64), np.float32(-np.log(confidence)), axis=0)
-    return energies
+    return functional.hard_unaries(torch.from_numpy(labels)[None], num_classes, confidence)[0].numpy()
 
 
 def mean_field(photo: NDArray[np.uint8], unaries: Floats, settings: str | CRFSettings = "ppc") -> Floats:
@@ -133,6 +129,9 @@ class DenseCRF:
 
     Only the classes present take part. A photo of none is all background.
 
+    On a GPU it is :func:`~wsss_contrast.functional.dense_crf`, and on a CPU as well where the extra ``crf`` is not
+    installed. With the extra, on a CPU it is ``pydensecrf2``, which is as good and works in processes.
+
     With ``processes``, photos are refined side by side in processes that live until :meth:`close`; use it as a context
     manager. The photos of a batch share them, and so do batches of several threads: ``predict`` with a
     :class:`~wsss_contrast.callbacks.MaskWriter` goes on to the next batches meanwhile. A process that dies costs its
@@ -141,17 +140,15 @@ class DenseCRF:
 
     Args:
         settings: the name of a set in ``CRF_SETTINGS``, or one of your own.
-        processes: how many; 0 works in this process. ``None`` takes one for each CPU that this process may use; where
-            several ranks predict on one machine, they share them.
+        processes: how many; 0 works in this process, as without the extra. ``None`` takes one for each CPU that this
+            process may use; where several ranks predict on one machine, they share them.
 
     Raises:
-        ImportError: the extra ``crf`` is not installed.
         ValueError: an unknown name, or a negative number of processes.
         WorkerError: when called: a photo ended its process twice. Names its place in the batch.
     """
 
     def __init__(self, settings: str | CRFSettings = "ppc", processes: int | None = 0) -> None:
-        _pydensecrf()
         self.settings = crf_settings(settings)
         if processes is not None and processes < 0:
             raise ValueError(f"`processes` must not be negative, got {processes}")
@@ -168,15 +165,22 @@ class DenseCRF:
     @cached_property
     def _pool(self) -> ProcessPool | None:
         # Not before it is needed: how many ranks there are is known once they have started.
+        if not _has_extra():
+            return None
         count = _cpus() if self.processes is None else self.processes
         return ProcessPool(_refine, count) if count else None
 
     def __call__(self, photos: Tensor, scores: Tensor, present: Tensor) -> Tensor:
-        device, scores = scores.device, scores.detach().float()
+        scores = scores.detach().float()
         if not len(scores):
             return scores
-        arrays = zip(photos.permute(0, 2, 3, 1).cpu().numpy(), scores.cpu().numpy(), present.cpu().numpy(), strict=True)
-        return torch.from_numpy(np.stack(list(self.stream(arrays)))).to(device)
+        if scores.device.type != "cpu":
+            refined = torch.zeros_like(scores)
+            for photo, of_photo, classes, out in zip(photos, scores, present, refined, strict=True):
+                out[classes] = _refine_tensor(photo, of_photo[classes], self.settings)
+            return refined
+        arrays = zip(photos.permute(0, 2, 3, 1).cpu().numpy(), scores.numpy(), present.cpu().numpy(), strict=True)
+        return torch.from_numpy(np.stack(list(self.stream(arrays))))
 
     def stream(self, inputs: Iterable[tuple[NDArray[np.uint8], Floats, NDArray[np.bool_]]]) -> Iterator[Floats]:
         """Refine photo after photo, in order, while the next ones are being read.
@@ -223,6 +227,8 @@ def _cpus() -> int:
 
 
 def _refine(photo: NDArray[np.uint8], scores: Floats, settings: CRFSettings) -> Floats:
+    if not _has_extra():
+        return _refine_tensor(torch.from_numpy(photo).permute(2, 0, 1), torch.from_numpy(scores), settings).numpy()
     if len(scores) < 2:  # of the background alone
         return np.ones_like(scores)
     if settings.confidence is None:
@@ -230,9 +236,26 @@ def _refine(photo: NDArray[np.uint8], scores: Floats, settings: CRFSettings) -> 
     return mean_field(photo, hard_unaries(scores.argmax(axis=0), len(scores), settings.confidence), settings)
 
 
+@torch.no_grad()
+def _refine_tensor(photo: Tensor, scores: Tensor, settings: CRFSettings) -> Tensor:
+    """The same in PyTorch, on the device of the scores: a photo (3, H, W) and scores (C, H, W)."""
+    if len(scores) < 2:
+        return torch.ones_like(scores)
+    if settings.confidence is None:
+        unaries = functional.soft_unaries(scores[None])
+    else:
+        unaries = functional.hard_unaries(scores.argmax(dim=0)[None], len(scores), settings.confidence)
+    kernels = settings.bilateral, settings.gaussian
+    return functional.dense_crf(photo[None], unaries, *kernels, settings.iterations, settings.rows_first)[0]
+
+
+def _has_extra() -> bool:
+    return find_spec("pydensecrf") is not None
+
+
 def _pydensecrf():  # type: ignore[no-untyped-def]
     try:
         from pydensecrf import densecrf
     except ImportError as error:
-        raise ImportError("the dense CRF needs `pip install 'wsss-contrast[crf]'`") from error
+        raise ImportError("`mean_field` needs `pip install 'wsss-contrast[crf]'`") from error
     return densecrf
