@@ -13,6 +13,7 @@ from conformance_cases import Case, Cases, checks
 from torch import Tensor
 
 from wsss_contrast import functional, losses
+from wsss_contrast.functional.sepl import POLICIES
 from wsss_contrast.modules import poly_decay
 from wsss_contrast.nn import DeepLabV3PlusHeads, EMATeacher
 from wsss_contrast.refine import DenseCRF, merge_scales, multi_scale_logits, pseudo_labels
@@ -93,6 +94,17 @@ def puzzle_file(reference: Any, folder: Path) -> Cases:
         name: partial(check, values=values) if "images" in values else "skipped: an error of the released code"
         for name, values in reference.items()
     }
+
+
+@checks("sepl.pt")
+def sepl_file(reference: Any, folder: Path) -> Cases:
+    def check(case: Case, values: Mapping[str, Any]) -> None:
+        pseudo, segments = values["pseudo"].long(), values["sam_masks"].bool()
+        for policy in POLICIES:
+            merged = functional.merge_segments(pseudo, segments, policy)
+            case.values({policy: merged}, {policy: values[policy].long()})
+
+    return {name: partial(check, values=values) for name, values in reference.items()}
 
 
 @checks("schedules.pt")

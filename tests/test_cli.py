@@ -147,7 +147,16 @@ def check_predict(voc_root: Path, monkeypatch: pytest.MonkeyPatch, *args: str, *
         predict("nonsense", "--refine=nonsense")
     with pytest.raises(SystemExit, match=r"^wsss-contrast: refiner 'os.getcwd' gives '.*', which can't be called"):
         predict("nonsense", "--refine=os.getcwd")
+    with pytest.raises(SystemExit, match=r"^wsss-contrast: nowhere: no such folder of masks$"):
+        predict("nonsense", "--refine=par+sepl:nowhere")
     assert not Path("nonsense").exists()
+    for name, size in (("a_1", [40, 60]), ("a_2", [50, 30])):  # one mask, of all pixels
+        Path("sam").mkdir(exist_ok=True)
+        Path(f"sam/{name}.json").write_text(json.dumps([{"size": size, "counts": [0, size[0] * size[1]]}]))
+    with pytest.raises(SystemExit, match=r"^wsss-contrast: .*sam: the photo a_3 must have a folder a_3/ or a_3\.json"):
+        predict("merged", "--refine=none+sepl:sam")
+    assert contents("merged").keys() == {"a_1.png", "a_2.png", "made_by.json"}
+    assert all(len(np.unique(np.asarray(Image.open(f"merged/{name}.png")))) == 1 for name in ("a_1", "a_2"))
 
     # Soft maps, and scores of what was written.
     soft = predict("soft", **{"masks.soft": "true"})

@@ -58,6 +58,10 @@ def test_every_part_of_the_small_files_is_compared() -> None:
         ("ms_cam_merge.pt", "multi-scale"),
         ("eval_curve.pt", "curve"),
         ("poly_sgd.pt", "trajectory"),
+        ("psa_12x12.pt", "affinity and loss"),
+        ("psa_12x12.pt", "walk"),
+        ("irn_24x24.pt", "affinity and losses"),
+        ("irn_24x24.pt", "walk"),
     }
 
 
@@ -147,6 +151,21 @@ PERTURBED = [
     ("ms_cam_merge.pt", "multi-scale", shift("pred_026")),
     ("eval_curve.pt", "curve", scale("curve")),
     ("poly_sgd.pt", "trajectory", scale("max_step", 2)),
+    ("psa_12x12.pt", "affinity and loss", scale("outputs/aff")),
+    ("psa_12x12.pt", "affinity and loss", scale("outputs/neg_label")),
+    ("psa_12x12.pt", "affinity and loss", scale("outputs/fg_loss")),
+    ("psa_12x12.pt", "affinity and loss", scale("outputs/grad_feat")),
+    ("psa_12x12.pt", "walk", scale("outputs/trans")),
+    ("psa_12x12.pt", "walk", scale("outputs/rw_const")),
+    ("psa_12x12.pt", "walk", scale("outputs/cam_down_pow6")),
+    ("psa_12x12.pt", "walk", shift("outputs/pred_pow6")),
+    ("irn_24x24.pt", "affinity and losses", scale("outputs/affinity")),
+    ("irn_24x24.pt", "affinity and losses", shift("outputs/dst_indices")),
+    ("irn_24x24.pt", "affinity and losses", scale("outputs/bg_pos")),
+    ("irn_24x24.pt", "affinity and losses", scale("outputs/dp_bg_loss")),
+    ("irn_24x24.pt", "affinity and losses", scale("outputs/grad_dp")),
+    ("irn_24x24.pt", "affinity and losses", drop("outputs/grad_edge")),
+    ("irn_24x24.pt", "walk", scale("outputs/rw")),
 ]
 
 
@@ -181,7 +200,9 @@ def test_unreadable_file_fails_and_hides_no_other(tmp_path: Path, capsys: pytest
 
 
 @pytest.mark.parametrize("content", [{}, {"unheard": 1}, [1, 2], "text"], ids=str)
-@pytest.mark.parametrize("file", ["ppc_other.pt", "eps_other.pt", "ppc_stable_ties.pt", "poly_sgd.pt"])
+@pytest.mark.parametrize(
+    "file", ["ppc_other.pt", "eps_other.pt", "ppc_stable_ties.pt", "poly_sgd.pt", "psa_other.pt", "irn_other.pt"]
+)
 def test_claimed_name_of_another_format_fails(tmp_path: Path, file: str, content: Any) -> None:
     torch.save(content, tmp_path / file)
     assert tool.main(["--golden", str(tmp_path)]) == 1
@@ -206,8 +227,7 @@ def test_ties_without_their_siblings_are_skipped_but_the_file_is_not_passed(
 @pytest.mark.parametrize(
     ("file", "status"),
     [
-        ("psa_20x20.pt", "not yet"),
-        ("irn_22x30.pt", "not yet"),
+        ("resnet38d_contrast_fwd.pt", "not yet"),
         ("pnoc.pt", "not yet"),
         ("mine.pt", "unknown"),
     ],

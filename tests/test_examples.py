@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
+from tests.conftest import IMAGES
+from wsss_contrast.data import SegmentFolder
 from wsss_contrast.nn import Projector
 
 ROOT = Path(__file__).parents[1]
@@ -67,7 +69,23 @@ def run(code: str, script: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
 def test_there_is_one_for_each_host() -> None:
     assert len(SCRIPTS) == 7
-    assert {path.stem for path in EXAMPLES} - {path.stem for path in SCRIPTS} == {"csrm_terms"}
+    assert {path.stem for path in EXAMPLES} - {path.stem for path in SCRIPTS} == {"csrm_terms", "superpixel_masks"}
+
+
+def test_superpixels_are_masks_for_sepl(
+    voc_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of each grid cover the photo once."""
+    script, out = ROOT / "examples" / "superpixel_masks.py", tmp_path / "runs" / "segments"
+    monkeypatch.setattr(sys, "argv", [str(script), str(voc_root / "JPEGImages"), str(out), "--steps", "10", "500"])
+    exec(compile(script.read_text(), str(script), "exec"), {"__name__": "__main__", "__doc__": ""})
+    assert capsys.readouterr().out.splitlines() == [f"a_{n + 1}.jpg: {m} masks" for n, m in enumerate((25, 17, 5))]
+    for name, (size, _) in IMAGES.items():
+        masks = SegmentFolder(out)(name, size)
+        small = masks[: size[0] // 10 * (size[1] // 10)]
+        assert (small.sum(dim=0) == 1).all()
+        assert (masks[len(small) :].sum(dim=0) == 1).all()
+        assert (small.sum(dim=(1, 2)) < 600).all()
 
 
 def test_csrm_terms_come_in_after_the_warm_up(

@@ -222,6 +222,11 @@ def _csrm(compat: str, images: int) -> Case:
     return Case(loss, (*maps, inputs.labels), keywords)
 
 
+def _pairs(loss: nn.Module, *channels: int) -> Callable[[int], Case]:
+    """A loss over pairs of pixels of maps with these channels."""
+    return lambda n: Case(loss, (*_maps(19, *((n, c, 6, 5) for c in channels))[:-1], _labels(20, n, classes=3)))
+
+
 CASES: dict[str, Callable[[int], Case]] = {
     "prototype_contrast": lambda n: _contrast("paper", n),
     "prototype_contrast_official": lambda n: _contrast("official", n),
@@ -250,6 +255,8 @@ CASES: dict[str, Callable[[int], Case]] = {
     "weak_to_strong_official": lambda n: _weak_to_strong("all", n),
     "unreliable_contrast": lambda n: _unreliable("paper", n),
     "unreliable_contrast_official": lambda n: _unreliable("official", n),
+    "semantic_affinity": _pairs(losses.SemanticAffinity(3), 4),
+    "inter_pixel_relations": _pairs(losses.InterPixelRelations(3), 1, 2),
     "csrm": lambda n: _csrm("paper", n),
     "csrm_official": lambda n: _csrm("official", n),
 }

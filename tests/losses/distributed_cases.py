@@ -1,4 +1,4 @@
-"""CSRM's losses on some of the images of a batch, for the tests with several processes."""
+"""Losses of CSRM, PSA and IRN on some of the images of a batch, for the tests with several processes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from wsss_contrast.losses import (
     ContrastDraws,
     CSRMLoss,
     CSRMMaps,
+    InterPixelRelations,
     ReliableSegmentation,
+    SemanticAffinity,
     UnreliablePixelContrast,
     WeakToStrong,
 )
@@ -36,6 +38,10 @@ TERMS = {
     "seg to cam": lambda p, maps, _: ActivationConsistency(0.1)(maps[:, 1:], maps[:, :1], p.labels),
     "weak to strong": lambda p, maps, entropy: WeakToStrong()(maps, p.labels, entropy, 0.3),
     "weak to strong official": lambda p, maps, entropy: WeakToStrong("all")(maps, p.labels, entropy, 0.3),
+    "semantic affinity": lambda p, maps, _: sum(SemanticAffinity(2)(maps, p.labels[:, ::2, ::2]).values()),
+    "inter-pixel relations": lambda p, maps, _: sum(
+        InterPixelRelations(2)(maps[:, :1], maps[:, 1:3], p.labels[:, ::2, ::2]).values()
+    ),
 }
 Result = tuple[Tensor, Tensor, list[Tensor]]
 

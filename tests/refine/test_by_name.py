@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from wsss_contrast.refine import CRF_SETTINGS, DenseCRF, PixelAdaptiveRefinement, refiner
+from wsss_contrast.data import DataError, SegmentFolder
+from wsss_contrast.refine import CRF_SETTINGS, SEPL, DenseCRF, PixelAdaptiveRefinement, refiner
 
 needs_crf = pytest.mark.skipif(find_spec("pydensecrf") is None, reason="the extra `crf` is not installed")
 
@@ -58,9 +61,48 @@ def test_one_of_your_own(attribute: str) -> None:
     assert made(torch.zeros(0), torch.ones(1), torch.zeros(0)).tolist() == [2]
 
 
-@pytest.mark.parametrize("name", ["pars", "", "None", "PAR", "par:3", "crfs", "crfs:psa", ".Mine", ".mine.Mine"])
+@pytest.mark.parametrize("folder", ["sam", "a b/day:1", "."])
+@pytest.mark.parametrize("policy", ["max_iou", "max_iou_imp", "max_iou_imp2"])
+def test_sepl(policy: str, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    expected = SEPL(SegmentFolder(tmp_path / folder), policy)
+    assert repr(refiner(f"sepl:{policy}:{folder}")) == repr(expected)
+    assert repr(refiner(f"sepl:{folder}")) == repr(SEPL(SegmentFolder(tmp_path / folder)))
+    expected.before = PixelAdaptiveRefinement()
+    assert repr(refiner(f"par+sepl:{policy}:{folder}")) == repr(expected)
+    mine = refiner(f"tests.refine.test_by_name.Mine+sepl:{folder}")
+    assert isinstance(mine, SEPL)
+    assert type(mine.before).__name__ == "Mine"
+    none = refiner(f"none+sepl:{folder}")
+    assert isinstance(none, SEPL)
+    assert none.before is None
+
+
+@needs_crf
+def test_sepl_after_a_dense_crf(tmp_path: Path) -> None:
+    for name, settings in (("crf", "ppc"), ("crf:psa", "psa")):
+        made = refiner(f"{name}+sepl:{tmp_path}")
+        assert isinstance(made, SEPL)
+        assert isinstance(made.before, DenseCRF)
+        assert made.before.settings == CRF_SETTINGS[settings]
+
+
+def test_sepl_without_its_folder(tmp_path: Path) -> None:
+    for name in ("sepl:nowhere", "sepl:max_iou:nowhere", "par+sepl:nowhere"):
+        with pytest.raises(DataError, match=r"^nowhere: no such folder of masks"):
+            refiner(name)
+    with pytest.raises(ValueError, match="unknown refiner 'pars'"):
+        refiner(f"pars+sepl:{tmp_path}")
+
+
+UNKNOWN = ["pars", "", "None", "PAR", "par:3", "crfs", "crfs:psa", ".Mine", ".mine.Mine", "sepl", "sepl:", "par+sepl:"]
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
 def test_unknown_name(name: str) -> None:
-    with pytest.raises(ValueError, match=f"unknown refiner {name!r}; give none, par, crf, crf:SETTINGS or package"):
+    known = "none, par, crf, crf:SETTINGS, sepl:FOLDER, crf+sepl:FOLDER or package.module.Name"
+    with pytest.raises(ValueError, match=f"^{re.escape(f'unknown refiner {name!r}; give {known}')}$"):
         refiner(name)
 
 

@@ -172,7 +172,7 @@ def read_image(path: Path, upright: bool = False) -> NDArray[np.uint8]:
         path: the file.
         upright: turn it as its EXIF orientation says. Published masks belong to the stored pixels: not for those.
     """
-    return np.asarray(_open(path, upright, rgb=True)).copy()
+    return np.asarray(open_image(path, upright, rgb=True)).copy()
 
 
 def stored_size(path: Path) -> tuple[int, int]:
@@ -184,9 +184,15 @@ def stored_size(path: Path) -> tuple[int, int]:
         raise DataError(f"{path}: cannot be read as an image ({error})") from error
 
 
+def reduced_size(size: tuple[int, int], longest_side: int | None) -> tuple[int, int]:
+    """Height and width of an image whose longest side was reduced to this, in pixels; of a smaller one its own."""
+    scale = 1.0 if longest_side is None else min(longest_side / max(size), 1.0)
+    return max(round(size[0] * scale), 1), max(round(size[1] * scale), 1)
+
+
 def read_mask(path: Path, upright: bool = False) -> NDArray[np.uint8]:
     """Read a palette or grey-level image as its ids, uint8 (H, W); ``upright`` as in :func:`read_image`."""
-    image = _open(path, upright)
+    image = open_image(path, upright)
     if image.mode not in ("P", "L"):
         raise DataError(f"{path}: a mask must be an 8-bit palette or grey image, this one has mode {image.mode}")
     return np.asarray(image).copy()
@@ -202,7 +208,8 @@ def mask_size_problem(mask: Path, mask_shape: Sequence[int], image: Path, image_
     )
 
 
-def _open(path: Path, upright: bool, rgb: bool = False) -> Image.Image:
+def open_image(path: Path, upright: bool = False, rgb: bool = False) -> Image.Image:
+    """Open an image with its pixels read; ``upright`` as in :func:`read_image`."""
     try:
         with Image.open(path) as image:
             image.load()  # PIL reads the pixels late; a truncated file fails only here

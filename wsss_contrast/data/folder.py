@@ -26,6 +26,7 @@ from wsss_contrast.data.base import (
     read_image,
     read_mask,
     read_tags,
+    reduced_size,
     some,
 )
 from wsss_contrast.data.datamodule import WSSSDataModule
@@ -128,9 +129,7 @@ class FolderDataset(TaggedImageDataset):
         return self.photos[index].name
 
     def image_size(self, index: int) -> tuple[int, int]:
-        height, width = self.photos[index].size
-        scale = 1.0 if self.longest_side is None else min(self.longest_side / max(height, width), 1.0)
-        return max(round(height * scale), 1), max(round(width * scale), 1)
+        return reduced_size(self.photos[index].size, self.longest_side)
 
     def read(self, index: int) -> Reading:
         photo = self.photos[index]

@@ -1,5 +1,18 @@
 """Every formula once: pure tensor functions that need torch only."""
 
+from .affinity import (
+    PairLabels,
+    affinity_nll,
+    affinity_offsets,
+    affinity_seeds,
+    displacement_errors,
+    edge_affinity,
+    feature_affinity,
+    pair_labels,
+    pooled_labels,
+    power_background,
+    segment_pixels,
+)
 from .classification import global_average_pool, multilabel_soft_margin
 from .contrast import (
     IGNORE,
@@ -41,6 +54,7 @@ from .maps import (
 from .permutohedral import PermutohedralLattice
 from .pixel_adaptive import neighbour_offsets, pixel_affinity, propagate
 from .puzzle import merge_tiles, puzzle_alpha, puzzle_reconstruction, tile
+from .random_walk import random_walk
 from .seam import (
     correlation_input,
     equivariant_cross_regularization,
@@ -49,13 +63,18 @@ from .seam import (
     pixel_correlation,
     suppress_non_maximum,
 )
+from .sepl import merge_segments
 from .unreliable import among_highest, choose, info_nce, negative_candidates
 from .views import valid_pixels, view_matrix, warp
 
 __all__ = [
     "IGNORE",
     "NO_LABEL",
+    "PairLabels",
     "PermutohedralLattice",
+    "affinity_nll",
+    "affinity_offsets",
+    "affinity_seeds",
     "all_negatives",
     "among_highest",
     "assign_pixels",
@@ -66,10 +85,13 @@ __all__ = [
     "confident_labels",
     "correlation_input",
     "dense_crf",
+    "displacement_errors",
+    "edge_affinity",
     "entropy",
     "equivariant_cross_regularization",
     "equivariant_regularization",
     "estimate_prototypes",
+    "feature_affinity",
     "full_precision",
     "global_average_pool",
     "hard_unaries",
@@ -78,6 +100,7 @@ __all__ = [
     "mask_by_tags",
     "max_normalize",
     "merge_candidates",
+    "merge_segments",
     "merge_tiles",
     "min_pooling",
     "multilabel_soft_margin",
@@ -85,17 +108,22 @@ __all__ = [
     "negative_candidates",
     "neighbour_offsets",
     "normalize_cams",
+    "pair_labels",
     "pixel_affinity",
     "pixel_correlation",
     "pixel_to_prototype_nll",
+    "pooled_labels",
+    "power_background",
     "present_classes",
     "propagate",
     "puzzle_alpha",
     "puzzle_reconstruction",
     "quantile",
+    "random_walk",
     "resize",
     "sample_pixels",
     "sample_pixels_official",
+    "segment_pixels",
     "segmentation_nll",
     "semi_hard_negatives",
     "semi_hard_negatives_official",

@@ -4,11 +4,13 @@ from .activation_consistency import ActivationConsistency
 from .csrm import CSRM_PRESETS, CSRMLoss, CSRMMaps
 from .csrm_schedule import CSRMSchedule
 from .equivariant import EquivariantCrossRegularization, EquivariantRegularization
+from .inter_pixel_relations import InterPixelRelations
 from .min_pooling import MinPooling
 from .multilabel_soft_margin import MultilabelSoftMargin
 from .prototype_contrast import PixelDraws, PrototypeContrast
 from .puzzle import PuzzleReconstruction
 from .reliable_segmentation import ReliableSegmentation
+from .semantic_affinity import SemanticAffinity
 from .unreliable_contrast import ContrastDraws, UnreliablePixelContrast
 from .weak_to_strong import WeakToStrong
 
@@ -21,12 +23,14 @@ __all__ = [
     "ContrastDraws",
     "EquivariantCrossRegularization",
     "EquivariantRegularization",
+    "InterPixelRelations",
     "MinPooling",
     "MultilabelSoftMargin",
     "PixelDraws",
     "PrototypeContrast",
     "PuzzleReconstruction",
     "ReliableSegmentation",
+    "SemanticAffinity",
     "UnreliablePixelContrast",
     "WeakToStrong",
 ]

@@ -160,14 +160,17 @@ class CAM(L.LightningModule):
         maps: Tensor = multi_scale_cams(self.seed_maps, images, tags, self.scales, self.flip)
         return maps
 
-    def masks(self, images: Tensor, seeds: Tensor, tags: Tensor) -> Tensor:
-        """Class ids (N, H, W) of seeds at the background threshold, refined by ``refine`` if there is one."""
+    def masks(self, images: Tensor, seeds: Tensor, tags: Tensor, names: Sequence[str] | None = None) -> Tensor:
+        """Class ids (N, H, W) of seeds at the background threshold, refined by ``refine`` if there is one.
+
+        ``names`` are those of the photos, for a refiner that wants them.
+        """
         photos = as_photos(images) if self.refine is not None else images
-        return pseudo_labels(photos, seeds, tags, self.background_threshold, refine=self.refine)
+        return pseudo_labels(photos, seeds, tags, self.background_threshold, refine=self.refine, names=names)
 
     def _masks_of(self, names: Sequence[str], images: Tensor, seeds: Tensor, tags: Tensor) -> Tensor:
         try:
-            return self.masks(images, seeds, tags)
+            return self.masks(images, seeds, tags, names)
         except WorkerError as error:
             raise WorkerError(f"photo {names[error.number]}: {error}") from error
 

@@ -6,9 +6,11 @@ from .multi_scale import merge_scales, multi_scale_cams, multi_scale_logits, str
 from .pixel_adaptive import PixelAdaptiveRefinement
 from .processes import WorkerError
 from .pseudo_labels import Refiner, pseudo_labels
+from .sepl import SEPL
 
 __all__ = [
     "CRF_SETTINGS",
+    "SEPL",
     "CRFSettings",
     "DenseCRF",
     "PixelAdaptiveRefinement",

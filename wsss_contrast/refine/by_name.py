@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import re
+
+from wsss_contrast.functional.sepl import POLICIES
 
 from .dense_crf import DenseCRF
 from .pixel_adaptive import PixelAdaptiveRefinement
 from .pseudo_labels import Refiner
+from .sepl import SEPL
+
+_SEPL = re.compile(rf"(?:(.+?)\+)?sepl:(?:({'|'.join(POLICIES)}):)?(.+)")
 
 
 def refiner(name: str) -> Refiner | None:
@@ -15,22 +21,32 @@ def refiner(name: str) -> Refiner | None:
     Args:
         name: ``"none"``; ``"par"``, pixel-adaptive refinement; ``"crf"``, a dense CRF with the settings of PPC, or
             ``"crf:NAME"`` with those of a name in ``CRF_SETTINGS``, with the extra ``crf`` in a process for each CPU,
-            which the ranks of a machine share; or ``"package.module.Name"``, a class or function of your own, which is
+            which the ranks of a machine share; ``"sepl:FOLDER"`` or ``"sepl:POLICY:FOLDER"``, merging with the masks of
+            a :class:`~wsss_contrast.data.SegmentFolder`, and ``"crf+sepl:FOLDER"``, merging after the dense CRF,
+            likewise after any other refiner; or ``"package.module.Name"``, a class or function of your own, which is
             called without arguments and gives a refiner.
 
     Raises:
-        ValueError: an unknown name, one that can't be imported, or one that gives no refiner.
+        ValueError: an unknown name, one that can't be imported, one that gives no refiner, or a folder of masks that is
+            not there.
     """
     if name == "none":
         return None
     if name == "par":
         return PixelAdaptiveRefinement()
+    sepl = _SEPL.fullmatch(name)
+    if sepl is not None:
+        from wsss_contrast.data import SegmentFolder  # here: data needs libraries that the other refiners do not
+
+        before, policy, folder = sepl.groups()
+        return SEPL(SegmentFolder(folder), policy or "max_iou_imp2", None if before is None else refiner(before))
     kind, _, settings = name.partition(":")
     if kind == "crf":
         return DenseCRF(settings or "ppc", processes=None)
     module, _, attribute = name.rpartition(".")
     if not module or module.startswith("."):
-        raise ValueError(f"unknown refiner {name!r}; give none, par, crf, crf:SETTINGS or package.module.Name")
+        known = "none, par, crf, crf:SETTINGS, sepl:FOLDER, crf+sepl:FOLDER or package.module.Name"
+        raise ValueError(f"unknown refiner {name!r}; give {known}")
     try:
         make = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,7 +17,8 @@ class Refiner(Protocol):
 
     One with an attribute ``keeps_constants`` that is true refines each class by itself and leaves a constant as it is:
     it is called once for two thresholds. One with an attribute ``concurrency`` above 1 may be called from that many
-    threads at once; :class:`~wsss_contrast.callbacks.MaskWriter` does so.
+    threads at once; :class:`~wsss_contrast.callbacks.MaskWriter` does so. One with an attribute ``wants_names`` that is
+    true is called with ``names`` as well, the photos' names.
     """
 
     def __call__(self, photos: Tensor, scores: Tensor, present: Tensor) -> Tensor:
@@ -41,6 +43,7 @@ def pseudo_labels(
     foreground_threshold: float | None = None,
     refine: Refiner | None = None,
     soft: bool = False,
+    names: Sequence[str] | None = None,
 ) -> Tensor:
     """Labels of normalised maps.
 
@@ -62,14 +65,15 @@ def pseudo_labels(
         foreground_threshold: the high one; by default the same, and no pixel is 255.
         refine: a refiner, see :class:`Refiner`.
         soft: give soft labels.
+        names: of the photos. Only a refiner that wants names needs them.
 
     Returns:
         (N, H, W), int64. 0 is background, 1 to K are the classes, 255 is neither. Ties go to the lowest. If
         ``soft``, (N, 1 + K, H, W), the background first, which adds up to 1 at a pixel that counts and is 0 at others.
 
     Raises:
-        ValueError: thresholds that are not 0 <= low <= high < 1, tensors that do not go together, or NaN in the maps
-            (looked for on the CPU only).
+        ValueError: thresholds that are not 0 <= low <= high < 1, tensors that do not go together, no names for a
+            refiner that wants them, or NaN in the maps (looked for on the CPU only).
     """
     high = background_threshold if foreground_threshold is None else foreground_threshold
     if not 0 <= background_threshold <= high < 1:
@@ -81,16 +85,25 @@ def pseudo_labels(
             f"`photos` must be uint8 and of shape {(len(cams), 3, *cams.shape[2:])}, "
             f"got {photos.dtype} and {tuple(photos.shape)}"
         )
+    wants_names = getattr(refine, "wants_names", False)
+    if wants_names and (names is None or len(names) != len(cams)):
+        raise ValueError(f"the refiner {refine!r} wants the names of {len(cams)} photos, got {names}")
     if cams.device.type == "cpu" and bool(cams.isnan().any()):
         raise ValueError("`cams` have NaN values")
     present = present_classes(tags)
+
+    def refined(scores: Tensor, times: int = 1) -> Tensor:
+        assert refine is not None
+        more: dict[str, Any] = {"names": [*(names or ())] * times} if wants_names else {}
+        return refine(photos.repeat(times, 1, 1, 1), scores, present.repeat(times, 1), **more)
+
     cams = full_precision(cams).clamp(min=0)
     if soft:
         cams = cams.masked_fill(~present[:, 1:, None, None], 0)
         falling = (1 - cams.amax(dim=1, keepdim=True)).clamp(min=0)
         scores = with_background(cams, max(high, EPS) / (1 - high) * falling)
         if refine is not None:
-            scores = refine(photos, scores, present).clamp(min=0).masked_fill(~present[:, :, None, None], 0)
+            scores = refined(scores).clamp(min=0).masked_fill(~present[:, :, None, None], 0)
         background, best = scores[:, :1], scores[:, 1:].amax(dim=1, keepdim=True)
         total = scores.sum(dim=1, keepdim=True)
         counts = (((best > high) & (best > background)) | (best <= background_threshold)) & (total > 0)
@@ -104,13 +117,12 @@ def pseudo_labels(
 
     thresholds = [high] if high == background_threshold else [high, background_threshold]
     if refine is not None and getattr(refine, "keeps_constants", False):
-        cams, refine = refine(photos, against(high), present)[:, 1:], None
+        cams, refine = refined(against(high))[:, 1:], None
     if refine is None:
         labels = [best_class(against(threshold)) for threshold in thresholds]
     else:  # together: a refiner with several processes then uses them for a single photo, too
         times = len(thresholds)
-        scores = torch.cat([against(threshold) for threshold in thresholds])
-        scores = refine(photos.repeat(times, 1, 1, 1), scores, present.repeat(times, 1))
+        scores = refined(torch.cat([against(threshold) for threshold in thresholds]), times)
         labels = [best_class(of_threshold) for of_threshold in scores.split(len(cams))]
     foreground, background = labels[0], labels[-1]
     return torch.where(foreground > 0, foreground, torch.where(background == 0, 0, NO_LABEL))
