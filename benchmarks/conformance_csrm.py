@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,7 @@ def pseudo_label_file(reference: Any, folder: Path) -> Cases:
         case.values({"cam_norm_lowres": low, "cam_norm_upsampled": cams}, values)
         thresholds = (values["delta_bg"], values["delta_fg"])
         ours = {"mask_no_crf": pseudo_labels(photos, cams, tags, *thresholds)}
-        if find_spec("pydensecrf"):
-            ours["mask_with_crf"] = pseudo_labels(photos, cams, tags, *thresholds, refine=DenseCRF("csrm"))
+        ours["mask_with_crf"] = pseudo_labels(photos, cams, tags, *thresholds, refine=DenseCRF("csrm"))
         case.values(ours, {name: values[name].long() for name in ours})
 
     return {name: partial(check, values=values) for name, values in reference.items()}

@@ -24,6 +24,8 @@ def superpixels(photo, step):
     points = labels[step // 2 :: step, step // 2 :: step]
     points[:] = 1 + np.arange(points.size).reshape(points.shape)
     cv2.watershed(photo, labels)
+    if not (labels > 0).any():  # a photo of two rows, which are all border
+        return np.ones_like(labels)
     while (labels < 0).any():  # the lines between them, which go to a neighbour
         labels = np.where(labels < 0, cv2.dilate(labels.astype(np.float32), np.ones((3, 3))), labels).astype(np.int32)
     return labels

@@ -38,11 +38,18 @@ def test_corners(size: int) -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 def test_it_is_a_gaussian_filter(size: int) -> None:
-    """Of a cloud of points: normalised, within a few per cent of the filter that it approximates."""
-    features, values = draw(1, 300, size, scale=4 / math.sqrt(size)), draw(1, 300, 2, seed=1)
-    lattice, kernel = PermutohedralLattice(features), dense(features)
-    mean = kernel @ values / kernel.sum(dim=2, keepdim=True)
-    torch.testing.assert_close(lattice(values) / lattice(torch.ones(1, 300, 1)), mean, atol=0.05, rtol=0)
+    """Of a wave over a cloud of points: close to the mean by the kernel, and not by one that is 1.3 times off."""
+    features = draw(1, 300, size, scale=4 / math.sqrt(size))
+    wave, kernel = (2 * features[..., :1]).sin(), dense(features)
+    mean = kernel @ wave / kernel.sum(dim=2, keepdim=True)
+
+    def error(scale: float) -> float:
+        lattice = PermutohedralLattice(features * scale)
+        return float((lattice(wave) / lattice(torch.ones(1, 300, 1)) - mean).abs().mean() / mean.std())
+
+    assert error(1) < 0.2
+    assert error(1.3) > 0.28
+    assert error(1 / 1.3) > 0.28
 
 
 def test_normalisation_is_symmetric() -> None:
@@ -89,8 +96,9 @@ def test_no_points_and_no_values() -> None:
     [
         (torch.zeros(3, 2), r"\(N, P, d\), got \(3, 2\)"),
         (torch.zeros(1, 3, 0), r"\(N, P, d\), got \(1, 3, 0\)"),
-        (torch.tensor([[[0.0], [math.nan]]]), "not finite"),
-        (torch.tensor([[[0.0] * 5, [1e6] * 5]]), "too far apart"),
+        (torch.tensor([[[0.0], [math.nan]]]), "within 1e\\+06; they reach nan"),
+        (torch.tensor([[[0.0], [-1e20]]]), r"within 1e\+06; they reach 1e\+20"),
+        (torch.tensor([[[0.0] * 5, [1e6] * 5]]), r"of 5 dimensions reach 1e\+06 standard deviations: too many places"),
     ],
 )
 def test_features_that_are_none(features: Tensor, reason: str) -> None:
@@ -98,9 +106,11 @@ def test_features_that_are_none(features: Tensor, reason: str) -> None:
         PermutohedralLattice(features)
 
 
-def test_values_of_other_points() -> None:
-    with pytest.raises(ValueError, match=r"of \(1, 3\) points, got \(1, 4, 2\)"):
-        PermutohedralLattice(torch.zeros(1, 3, 2))(torch.zeros(1, 4, 2))
+@pytest.mark.parametrize("values", [torch.zeros(1, 4, 2), torch.zeros(1, 3), torch.zeros(1, 3, 2).long()])
+def test_values_of_other_points(values: Tensor) -> None:
+    shape = str(tuple(values.shape)).replace("(", r"\(").replace(")", r"\)")
+    with pytest.raises(ValueError, match=rf"of \(1, 3\) points, got {values.dtype} {shape}"):
+        PermutohedralLattice(torch.zeros(1, 3, 2))(values)
 
 
 # --- the dense CRF
@@ -165,6 +175,12 @@ def test_no_images() -> None:
 def test_photos_of_another_size() -> None:
     with pytest.raises(ValueError, match=r"`photos` must be of shape \(1, 3, 12, 14\), got \(1, 3, 12, 15\)"):
         dense_crf(photos(0), torch.zeros(1, 3, 12, 14))
+    with pytest.raises(ValueError, match=r"`unaries` must be \(N, C, H, W\), got \(3, 12, 15\)"):
+        dense_crf(photos(0), torch.zeros(3, 12, 15))
+    with pytest.raises(ValueError, match=r"above 0, got \(50, 5\) and 0"):
+        dense_crf(photos(0), torch.zeros(1, 3, 12, 15), gaussian=(0, 3))
+    with pytest.raises(ValueError, match=r"`confidence` must be in \(0, 1\), got 1"):
+        hard_unaries(torch.zeros(1, 2, 2).long(), 3, 1)
 
 
 def test_unaries_of_batches() -> None:

@@ -15,6 +15,18 @@ from wsss_contrast.refine import CRF_SETTINGS, CRFSettings, DenseCRF, dense_crf,
 needs_crf = pytest.mark.skipif(find_spec("pydensecrf") is None, reason="the extra `crf` is not installed")
 
 
+@pytest.fixture(params=["extra", "torch"])
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the extra, and as it is without."""
+    if request.param == "torch":
+        monkeypatch.setitem(sys.modules, "pydensecrf", None)
+    elif find_spec("pydensecrf") is None:
+        pytest.skip("the extra `crf` is not installed")
+
+
+either = pytest.mark.usefixtures("engine")
+
+
 def photo(height: int = 24) -> np.ndarray:
     """Dark on the left, bright on the right."""
     image = np.full((height, 32, 3), 40, np.uint8)
@@ -32,7 +44,7 @@ def late(classes: int = 3, at: int = 18, height: int = 24) -> np.ndarray:
 PRESENT = np.array([True, True, False])
 
 
-@needs_crf
+@either
 @pytest.mark.parametrize("name", [name for name in CRF_SETTINGS if name != "seam_segmenter"])  # a single step
 def test_the_border_moves_to_that_of_the_photo(name: str) -> None:
     scores = late()
@@ -47,7 +59,7 @@ def test_the_border_moves_to_that_of_the_photo(name: str) -> None:
     assert np.array_equal(scores, late())  # the argument is as it was
 
 
-@needs_crf
+@either
 def test_absent_classes_take_no_part() -> None:
     """Not even in how the rest of the confidence is shared."""
     (of_three,) = DenseCRF().stream([(photo(), late(3), PRESENT)])
@@ -57,14 +69,14 @@ def test_absent_classes_take_no_part() -> None:
     assert not np.array_equal(of_all[:2], of_two)
 
 
-@needs_crf
+@either
 def test_a_photo_without_tags_is_background() -> None:
     (refined,) = DenseCRF().stream([(photo(), late(), np.array([True, False, False]))])
     assert (refined[0] == 1).all()
     assert (refined[1:] == 0).all()
 
 
-@needs_crf
+@either
 def test_batches_of_tensors() -> None:
     photos = torch.from_numpy(np.stack([photo(), photo()[:, ::-1]])).permute(0, 3, 1, 2)
     scores = torch.from_numpy(np.stack([late(), late()[..., ::-1]]))
@@ -74,7 +86,7 @@ def test_batches_of_tensors() -> None:
     assert torch.equal(refined[0].argmax(0) == 1, torch.arange(32).expand(24, -1) >= 16)
 
 
-@needs_crf
+@either
 def test_no_photos_and_scores_that_are_being_trained() -> None:
     photos = torch.from_numpy(photo()[None]).permute(0, 3, 1, 2)
     scores, present = torch.from_numpy(late()[None]), torch.from_numpy(PRESENT[None])
@@ -113,6 +125,7 @@ def test_bad_input_is_named() -> None:
 def test_labels_that_are_no_class_are_named(label: int) -> None:
     with pytest.raises(ValueError, match=rf"from 0 to 2, got {label}$"):
         hard_unaries(np.array([[0, label]]), 3, 0.7)
+    assert np.array_equal(hard_unaries(np.array([[0, 1]], np.uint16)[:, ::-1], 3, 0.7).argmin(axis=0), [[1, 0]])
     with pytest.raises(ValueError, match=r"num_classes.*at least 2, got 1"):
         hard_unaries(np.array([[0]]), 1, 0.7)
 
@@ -137,15 +150,24 @@ def test_without_the_extra_it_is_the_same(name: str, monkeypatch: pytest.MonkeyP
         mean_field(photo(), soft_unaries(late()))
 
 
+@either
+def test_photos_as_libraries_give_them() -> None:
+    """Mirrored, and read-only as `np.asarray` of an image is; never from 0 to 1."""
+    mirrored = photo()[:, ::-1]
+    mirrored.setflags(write=False)
+    (refined,) = DenseCRF().stream([(mirrored, late()[..., ::-1], PRESENT)])
+    assert (refined.argmax(axis=0)[:, 16:] == 0).all()
+    with pytest.raises(ValueError, match=r"photo.*float32"):
+        list(DenseCRF().stream([(photo() / np.float32(255), late(), PRESENT)]))
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_it_stays_on_the_device() -> None:
-    photos, scores = torch.from_numpy(photo()[None]).permute(0, 3, 1, 2), torch.from_numpy(late()[None])
-    on_device = [tensor.cuda() for tensor in (photos, scores, torch.from_numpy(PRESENT[None]))]
-    refined = DenseCRF(processes=None)(*on_device)
+def test_photos_and_scores_of_two_devices(engine: None) -> None:
+    photos, scores, present = torch.from_numpy(photo()[None]), torch.from_numpy(late()[None]), torch.from_numpy(PRESENT)
+    photos = photos.permute(0, 3, 1, 2)
+    refined = DenseCRF()(photos, scores.cuda(), present[None])
     assert refined.device.type == "cuda"
-    torch.testing.assert_close(
-        refined.cpu(), DenseCRF()(photos, scores, torch.from_numpy(PRESENT[None])), atol=1e-3, rtol=0
-    )
+    torch.testing.assert_close(refined.cpu(), DenseCRF()(photos, scores, present[None]), atol=1e-3, rtol=0)
 
 
 # --- processes

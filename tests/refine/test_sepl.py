@@ -66,6 +66,21 @@ def test_another_refiner_comes_first() -> None:
     assert not torch.equal(found, expected("max_iou_imp2"))
 
 
+def test_one_that_wants_names_comes_first() -> None:
+    told = []
+
+    class Named:
+        wants_names = True
+
+        def __call__(self, photos: Tensor, scores: Tensor, present: Tensor, names: list[str]) -> Tensor:
+            told.append(names)
+            return scores
+
+    found = pseudo_labels(PHOTOS, CAMS, TAGS, 0.4, refine=SEPL(segments, before=Named()), names=["cat", "dog"])
+    assert told == [["cat", "dog"]]
+    assert torch.equal(found, pseudo_labels(PHOTOS, CAMS, TAGS, 0.4, refine=SEPL(segments), names=["cat", "dog"]))
+
+
 def test_it_works_as_many_batches_at_once_as_the_refiner_before_and_closes_it() -> None:
     class Several(PixelAdaptiveRefinement):
         concurrency, closed = 3, False

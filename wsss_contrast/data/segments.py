@@ -87,7 +87,7 @@ def read_images(folder: Path, size: tuple[int, int]) -> Iterator[NDArray[np.bool
 def read_rle(path: Path, size: tuple[int, int]) -> Iterator[NDArray[np.bool_]]:
     """The masks of a json file in COCO's run-length encoding, each brought to ``size``."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read as json ({error})") from error
     masks = content.get("annotations") if isinstance(content, dict) else content
@@ -132,7 +132,7 @@ def _decompressed(text: str) -> NDArray[np.int64]:
     number is negative where the last one's fifth bit is set. From the fourth on, it is the difference to the length two
     before.
     """
-    codes = np.frombuffer(text.encode(), np.uint8).astype(np.int64) - ord("0")
+    codes = np.frombuffer(text.encode(errors="replace"), np.uint8).astype(np.int64) - ord("0")
     if not codes.size or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
         raise _RLEError("`counts` is no compressed string of COCO, or is cut off")
     ends = np.flatnonzero(codes & 32 == 0)

@@ -74,8 +74,8 @@ def pooled_labels(scores: Tensor, stride: int = 8) -> Tensor:
     """
     if scores.shape[-2] % stride or scores.shape[-1] % stride:
         raise ValueError(f"the sides of scores {tuple(scores.shape)} must be multiples of {stride}")
-    best, labels = F.avg_pool2d(full_precision(scores), stride).max(dim=1)
-    return labels.masked_fill(best < EPS, NO_LABEL)
+    means = F.avg_pool2d(full_precision(scores), stride)
+    return means.argmax(dim=1).masked_fill(means.amax(dim=1) < EPS, NO_LABEL)
 
 
 def affinity_seeds(low: Tensor, high: Tensor) -> Tensor:

@@ -22,8 +22,11 @@ def hard_unaries(labels: Tensor, num_classes: int, confidence: float) -> Tensor:
     """Energies (N, C, H, W) of labels (N, H, W) from 0 to C - 1, which are right with this probability.
 
     Raises:
-        ValueError: fewer than two classes, or a label that is no class, as 255 (looked for on the CPU only).
+        ValueError: fewer than two classes, a confidence that is not in (0, 1), or a label that is no class, as 255
+            (looked for on the CPU only).
     """
+    if not 0 < confidence < 1:
+        raise ValueError(f"`confidence` must be in (0, 1), got {confidence}")
     if num_classes < 2:
         raise ValueError(f"`num_classes` must be at least 2, got {num_classes}")
     if readable(labels):
@@ -65,12 +68,16 @@ def dense_crf(
         (N, C, H, W), the probabilities Q.
 
     Raises:
-        ValueError: shapes that do not go together.
+        ValueError: shapes that do not go together, or standard deviations that are not above 0.
     """
+    if unaries.dim() != 4:
+        raise ValueError(f"`unaries` must be (N, C, H, W), got {tuple(unaries.shape)}")
     images, _, height, width = unaries.shape
     if photos.shape != (images, 3, height, width):
         raise ValueError(f"`photos` must be of shape {(images, 3, height, width)}, got {tuple(photos.shape)}")
-    colors = photos.float().flatten(2).transpose(1, 2)
+    if not min(*bilateral[:2], gaussian[0]) > 0:
+        raise ValueError(f"standard deviations must be above 0, got {bilateral[:2]} and {gaussian[0]}")
+    colors = photos.to(unaries.device).float().flatten(2).transpose(1, 2)
     of_photos = images, height, width, rows_first, colors.device
     smoothness = _smoothness(gaussian[0], *of_photos)
     looks = torch.cat([_positions(*of_photos) / bilateral[0], colors / bilateral[1]], dim=-1)

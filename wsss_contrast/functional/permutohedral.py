@@ -15,6 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+FURTHEST = 1e6
+"""Of a feature: rounding of float32 would mix up places that are further away."""
+
 
 class Corners(NamedTuple):
     """The simplex around each of P points in d dimensions.
@@ -43,7 +46,8 @@ class PermutohedralLattice:
             Without, the scale is arbitrary.
 
     Raises:
-        ValueError: features of another shape, that are not finite, or so far apart that places can't be numbered.
+        ValueError: features of another shape, NaN or beyond a million, or too far apart in too many dimensions for
+            places to be numbered.
 
     >>> lattice = PermutohedralLattice(torch.tensor([[[0.0], [0.1], [9.0]]]))
     >>> values = torch.tensor([[[1.0], [0.0], [0.0]]])
@@ -82,8 +86,10 @@ class PermutohedralLattice:
 
     def __call__(self, values: Tensor) -> Tensor:
         """Filter values (N, P, C) of the points, any floating type. Differentiable."""
-        if values.shape[:2] != self.shape:
-            raise ValueError(f"`values` must be of {tuple(self.shape)} points, got {tuple(values.shape)}")
+        if values.dim() != 3 or values.shape[:2] != self.shape or not values.is_floating_point():
+            raise ValueError(
+                f"`values` must be floating and of {tuple(self.shape)} points, got {values.dtype} {tuple(values.shape)}"
+            )
         filtered: Tensor = _Filter.apply(values, self)
         return filtered
 
@@ -119,8 +125,9 @@ def _corners(features: Tensor) -> Corners:
     """Sec. 3 of the paper. Lattice points have d + 1 coordinates that add up to 0; the last one is not needed."""
     images, points, size = features.shape
     features = features.flatten(0, 1).T
-    if not bool(features.isfinite().all()):
-        raise ValueError("`features` have values that are not finite")
+    furthest = float(features.abs().amax())
+    if not furthest <= FURTHEST:
+        raise ValueError(f"`features` must be standard deviations, within {FURTHEST:g}; they reach {furthest:g}")
     # Into the plane of the lattice, in units of d + 1. The factor makes the blur's standard deviation 1.
     scales = [math.sqrt(2 / 3 / ((i + 1) * (i + 2))) for i in range(size)]
     axes = [feature * scale for feature, scale in zip(features, scales, strict=True)]
@@ -149,7 +156,9 @@ def _corners(features: Tensor) -> Corners:
     lowest, highest = nearest.amin(dim=1) - 2, nearest.amax(dim=1) + 2
     digits = [images, *(((highest - lowest + 1) * (size + 1)).tolist())]
     if math.prod(digits) >= 2**63:
-        raise ValueError("`features` are too far apart; are they in standard deviations?")
+        raise ValueError(
+            f"`features` of {size} dimensions reach {furthest:g} standard deviations: too many places to number"
+        )
     worth = [math.prod(digits[i + 1 :]) for i in range(size + 1)]
     key = torch.arange(images, device=features.device).repeat_interleave(points) * worth[0]
     for i in range(size):

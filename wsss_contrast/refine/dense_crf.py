@@ -85,7 +85,8 @@ def hard_unaries(labels: NDArray[np.integer], num_classes: int, confidence: floa
     Raises:
         ValueError: fewer than two classes, or a label that is no class, as 255.
     """
-    return functional.hard_unaries(torch.from_numpy(labels)[None], num_classes, confidence)[0].numpy()
+    copy = torch.from_numpy(np.array(labels, np.int64, order="C"))
+    return functional.hard_unaries(copy[None], num_classes, confidence)[0].numpy()
 
 
 def mean_field(photo: NDArray[np.uint8], unaries: Floats, settings: str | CRFSettings = "ppc") -> Floats:
@@ -129,8 +130,8 @@ class DenseCRF:
 
     Only the classes present take part. A photo of none is all background.
 
-    On a GPU it is :func:`~wsss_contrast.functional.dense_crf`, and on a CPU as well where the extra ``crf`` is not
-    installed. With the extra, on a CPU it is ``pydensecrf2``, which is as good and works in processes.
+    With the extra ``crf`` it is ``pydensecrf2``, on the CPU. Without, :func:`~wsss_contrast.functional.dense_crf`, on
+    the device of the scores, and ``processes`` counts for nothing.
 
     With ``processes``, photos are refined side by side in processes that live until :meth:`close`; use it as a context
     manager. The photos of a batch share them, and so do batches of several threads: ``predict`` with a
@@ -140,8 +141,8 @@ class DenseCRF:
 
     Args:
         settings: the name of a set in ``CRF_SETTINGS``, or one of your own.
-        processes: how many; 0 works in this process, as without the extra. ``None`` takes one for each CPU that this
-            process may use; where several ranks predict on one machine, they share them.
+        processes: how many; 0 works in this process. ``None`` takes one for each CPU that this process may use; where
+            several ranks predict on one machine, they share them.
 
     Raises:
         ValueError: an unknown name, or a negative number of processes.
@@ -171,16 +172,16 @@ class DenseCRF:
         return ProcessPool(_refine, count) if count else None
 
     def __call__(self, photos: Tensor, scores: Tensor, present: Tensor) -> Tensor:
-        scores = scores.detach().float()
+        device, scores = scores.device, scores.detach().float()
         if not len(scores):
             return scores
-        if scores.device.type != "cpu":
+        if not _has_extra():
             refined = torch.zeros_like(scores)
-            for photo, of_photo, classes, out in zip(photos, scores, present, refined, strict=True):
+            for photo, of_photo, classes, out in zip(photos, scores, present.to(device), refined, strict=True):
                 out[classes] = _refine_tensor(photo, of_photo[classes], self.settings)
             return refined
-        arrays = zip(photos.permute(0, 2, 3, 1).cpu().numpy(), scores.numpy(), present.cpu().numpy(), strict=True)
-        return torch.from_numpy(np.stack(list(self.stream(arrays))))
+        arrays = zip(photos.permute(0, 2, 3, 1).cpu().numpy(), scores.cpu().numpy(), present.cpu().numpy(), strict=True)
+        return torch.from_numpy(np.stack(list(self.stream(arrays)))).to(device)
 
     def stream(self, inputs: Iterable[tuple[NDArray[np.uint8], Floats, NDArray[np.bool_]]]) -> Iterator[Floats]:
         """Refine photo after photo, in order, while the next ones are being read.
@@ -228,7 +229,9 @@ def _cpus() -> int:
 
 def _refine(photo: NDArray[np.uint8], scores: Floats, settings: CRFSettings) -> Floats:
     if not _has_extra():
-        return _refine_tensor(torch.from_numpy(photo).permute(2, 0, 1), torch.from_numpy(scores), settings).numpy()
+        own = torch.from_numpy(np.array(photo, order="C")).permute(2, 0, 1)
+        refined: Floats = _refine_tensor(own, torch.from_numpy(np.array(scores, order="C")), settings).numpy()
+        return refined
     if len(scores) < 2:  # of the background alone
         return np.ones_like(scores)
     if settings.confidence is None:
@@ -239,6 +242,8 @@ def _refine(photo: NDArray[np.uint8], scores: Floats, settings: CRFSettings) -> 
 @torch.no_grad()
 def _refine_tensor(photo: Tensor, scores: Tensor, settings: CRFSettings) -> Tensor:
     """The same in PyTorch, on the device of the scores: a photo (3, H, W) and scores (C, H, W)."""
+    if photo.dtype != torch.uint8:
+        raise ValueError(f"`photo` must be uint8, got {photo.dtype}")
     if len(scores) < 2:
         return torch.ones_like(scores)
     if settings.confidence is None:

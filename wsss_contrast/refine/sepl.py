@@ -60,7 +60,8 @@ class SEPL:
         if len(names) != len(scores):
             raise ValueError(f"SEPL needs the name of each photo, got {len(names)} names for {len(scores)} photos")
         if self.before is not None:
-            scores = self.before(photos, scores, present)
+            more = {"names": names} if getattr(self.before, "wants_names", False) else {}
+            scores = self.before(photos, scores, present, **more)
         labels = scores.masked_fill(~present[:, :, None, None], -torch.inf).argmax(dim=1)
         merged = torch.zeros_like(scores)
         for name, of_photo, out in zip(names, labels, merged, strict=True):
