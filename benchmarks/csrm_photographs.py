@@ -23,7 +23,7 @@ from wsss_contrast.metrics import THRESHOLDS
 from wsss_contrast.modules import CAM, CSRM, PuzzleCAM
 
 
-def rows(starts: Path, alpha: float, common: dict[str, Any]) -> dict[str, Method]:
+def rows(starts: Path, alpha: float, warmup: float, common: dict[str, Any]) -> dict[str, Method]:
     """The rows. Each begins with the checkpoint ``SEED.ckpt`` that the first leaves in ``starts``.
 
     The terms come in the paper's order; all of them are CSRM.
@@ -31,6 +31,7 @@ def rows(starts: Path, alpha: float, common: dict[str, Any]) -> dict[str, Method
     Args:
         starts: a folder.
         alpha: of Puzzle-CAM.
+        warmup: of CSRM.
         common: options of all modules.
     """
 
@@ -47,7 +48,7 @@ def rows(starts: Path, alpha: float, common: dict[str, Any]) -> dict[str, Method
         return module, []
 
     def csrm(seed: int, without: Sequence[str] = (), **options: Any) -> tuple[CAM, list[L.Callback]]:
-        loss = {"weights": dict.fromkeys(without, 0.0)}
+        loss = {"weights": dict.fromkeys(without, 0.0), "warmup": warmup}
         return CSRM(start=str(start(seed)), loss=loss, **options, **common), []
 
     return {
@@ -79,19 +80,20 @@ def main() -> None:
     parser.add_argument("--crop-size", type=int, default=192)
     parser.add_argument("--batch-size", type=int, default=4, help="labelled photos, and as many unlabelled ones")
     parser.add_argument("--alpha", type=float, default=0.25, help="of Puzzle-CAM; 4 is for thousands of steps")
+    parser.add_argument("--warmup", type=float, default=0.5, help="share of CSRM's steps; 1/15 is for several hundred")
     parser.add_argument("--train-split", default="train_mini")
     parser.add_argument("--precision", default="bf16-mixed", help="of training and scoring")
     parser.add_argument("--out", type=Path, default=Path("runs/csrm_photographs"))
     args = parser.parse_args()
 
     common = {"num_classes": len(ANIMALS), "weights": "offline", "weight_decay": 1e-4, "scales": [1.0]}
-    methods = rows(args.out / "start", args.alpha, common)
+    methods = rows(args.out / "start", args.alpha, args.warmup, common)
     unknown = set(args.rows or methods) - set(methods)
     if unknown:
         raise SystemExit(f"unknown rows {sorted(unknown)}; there are {list(methods)}")
 
     halves = {"batch_size": args.batch_size, "unlabeled_batch_size": args.batch_size}
-    depends_on = ("crop_size", "batch_size", "alpha", "train_split", "precision")
+    depends_on = ("crop_size", "batch_size", "alpha", "warmup", "train_split", "precision")
     results = compare(
         partial(animals, args.train_split, args.crop_size, **halves),
         {name: method for name, method in methods.items() if name in (args.rows or methods)},
