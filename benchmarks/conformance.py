@@ -14,6 +14,7 @@ from pathlib import Path
 import conformance_csrm  # noqa: F401, registers its checks
 import conformance_csrm_losses  # noqa: F401
 import conformance_ppc  # noqa: F401
+import conformance_walks  # noqa: F401
 from conformance_cases import GRADIENT_TOLERANCE, VALUE_TOLERANCE, check_file
 
 
@@ -33,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
             failed += case.failed
             compared += case.compared
     tolerances = f"{VALUE_TOLERANCE} (values) and {GRADIENT_TOLERANCE} (gradients)"
-    print(f"{compared} cases compared, {failed} failed; tolerances {tolerances}")
+    print(f"{compared} cases compared, {failed} failed; tolerances {tolerances}, but for the dense CRF in PyTorch")
     return int(failed > 0)
 
 

@@ -39,9 +39,10 @@ class WSSSCommandLine(LightningCLI):
             parser.add_argument(
                 "--refine",
                 default="par",
-                help="refines the masks: none, par (pixel-adaptive refinement), crf (dense CRF, in a process for each "
-                "CPU), crf:SETTINGS, sepl:FOLDER or crf+sepl:FOLDER (SEPL, with masks of a segment-anything model), or "
-                "package.module.Name (a refiner of your own; with PYTHONPATH=. for a module in this folder)",
+                help="refines the masks: none, par (pixel-adaptive refinement), crf (dense CRF; with the extra `crf` "
+                "in a process for each CPU), crf:SETTINGS, sepl:FOLDER or crf+sepl:FOLDER (SEPL, with masks of a "
+                "segment-anything model), or package.module.Name (a refiner of your own; with PYTHONPATH=. for "
+                "a module in this folder)",
             )
         return parser
 
