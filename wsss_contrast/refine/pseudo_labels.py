@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from wsss_contrast.functional import NO_LABEL, full_precision, present_classes, with_background
+from wsss_contrast.functional import NO_LABEL, full_precision, power_background, present_classes, with_background
 from wsss_contrast.functional.maps import EPS
 
 
@@ -100,8 +100,7 @@ def pseudo_labels(
     cams = full_precision(cams).clamp(min=0)
     if soft:
         cams = cams.masked_fill(~present[:, 1:, None, None], 0)
-        falling = (1 - cams.amax(dim=1, keepdim=True)).clamp(min=0)
-        scores = with_background(cams, max(high, EPS) / (1 - high) * falling)
+        scores = with_background(cams, max(high, EPS) / (1 - high) * power_background(cams, 1))
         if refine is not None:
             scores = refined(scores).clamp(min=0).masked_fill(~present[:, :, None, None], 0)
         background, best = scores[:, :1], scores[:, 1:].amax(dim=1, keepdim=True)
