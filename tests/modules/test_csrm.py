@@ -172,6 +172,16 @@ def test_seeds_are_the_teachers() -> None:
     assert not torch.equal(module.seed_maps(images), before)
 
 
+def test_seeds_need_the_activation_maps_alone() -> None:
+    """The heads take most of the network's time, and give nothing to the seeds."""
+    module = csrm().eval()
+    images = torch.randn(1, 3, 64, 64)
+    expected = module.teacher(images).cams
+    module.teacher.network.segmenter = torch.nn.Identity()  # would fail if it were called
+    torch.testing.assert_close(module.raw_maps(images), expected)
+    assert module.seeds(images, torch.ones(1, CLASSES)).shape == (1, CLASSES, 64, 64)
+
+
 def test_the_teacher_follows_the_optimisers_steps(tmp_path: Path) -> None:
     """Not the batches: gradients are accumulated over two."""
     module = csrm()

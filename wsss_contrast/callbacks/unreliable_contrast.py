@@ -10,7 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from wsss_contrast.data import as_photos
-from wsss_contrast.functional import mask_by_tags, max_normalize, resize, split_background, tag_probabilities
+from wsss_contrast.functional import (
+    best_class,
+    mask_by_tags,
+    max_normalize,
+    resize,
+    split_background,
+    tag_probabilities,
+)
 from wsss_contrast.losses import UnreliablePixelContrast
 from wsss_contrast.nn import EMATeacher
 from wsss_contrast.refine import Refiner, pseudo_labels
@@ -125,7 +132,7 @@ class UnreliablePixelContrastCallback(TaughtRegularizer):
         size = (images.shape[-2], images.shape[-1])
         with torch.no_grad():
             known = tags if self.mask_labels_by_tags else None
-            labels = tag_probabilities(resize(teacher["segmentation"], size), known).argmax(dim=1)
+            labels = best_class(tag_probabilities(resize(teacher["segmentation"], size), known))
             if labeled:
                 cams = split_background(teacher["cams"], self._at.background)[:labeled]
                 maps = max_normalize(resize(mask_by_tags(cams, tags[:labeled]), size))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wsss_contrast.functional import entropy, resize, tag_probabilities
+from wsss_contrast.functional import best_class, entropy, resize, tag_probabilities
 from wsss_contrast.losses import WeakToStrong
 
 from .taps import Tap
@@ -54,7 +54,7 @@ class WeakToStrongCallback(TaughtRegularizer):
         generator: torch.Generator,
     ) -> Tensor:
         logits = resize(teacher["segmentation"], (images.shape[-2], images.shape[-1]))[labeled:]
-        labels = tag_probabilities(logits, tags[labeled:] if self.mask_by_tags else None).argmax(dim=1)
+        labels = best_class(tag_probabilities(logits, tags[labeled:] if self.mask_by_tags else None))
         uncertainty = entropy(tag_probabilities(logits, None))
         share = self.schedule.unreliable_share(progress)
         term: Tensor = self.loss(student["segmentation"][labeled:], labels, uncertainty, share)

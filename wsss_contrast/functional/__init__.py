@@ -41,6 +41,7 @@ from .cross_supervision import (
     tag_probabilities,
 )
 from .maps import (
+    best_class,
     full_precision,
     mask_by_tags,
     max_normalize,
@@ -78,6 +79,7 @@ __all__ = [
     "all_negatives",
     "among_highest",
     "assign_pixels",
+    "best_class",
     "candidate_scores",
     "candidate_scores_official",
     "choose",

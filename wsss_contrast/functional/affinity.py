@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .cross_supervision import NO_LABEL
-from .maps import EPS, full_precision
+from .maps import EPS, best_class, full_precision
 
 
 def affinity_offsets(radius: int) -> list[tuple[int, int]]:
@@ -75,7 +75,7 @@ def pooled_labels(scores: Tensor, stride: int = 8) -> Tensor:
     if scores.shape[-2] % stride or scores.shape[-1] % stride:
         raise ValueError(f"the sides of scores {tuple(scores.shape)} must be multiples of {stride}")
     means = F.avg_pool2d(full_precision(scores), stride)
-    return means.argmax(dim=1).masked_fill(means.amax(dim=1) < EPS, NO_LABEL)
+    return best_class(means).masked_fill(means.amax(dim=1) < EPS, NO_LABEL)
 
 
 def affinity_seeds(low: Tensor, high: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .maps import full_precision, mask_by_tags, normalize_cams, with_background
+from .maps import best_class, full_precision, mask_by_tags, normalize_cams, with_background
 
 IGNORE = -1
 
@@ -31,7 +31,7 @@ def assign_pixels(foreground: Tensor, tags: Tensor, background_score: float, bac
     """
     scores = mask_by_tags(full_precision(foreground), tags)
     constant = torch.full_like(scores[:, :1], background_score)
-    return with_background(scores, constant, background).argmax(dim=1)
+    return best_class(with_background(scores, constant, background))
 
 
 def candidate_scores(

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .maps import full_precision, present_classes, readable
+from .maps import best_class, full_precision, present_classes, readable
 
 NO_LABEL = 255
 """The id of pixels without a label, in masks."""
@@ -107,7 +107,7 @@ def segmentation_nll(logits: Tensor, labels: Tensor, label_smoothing: float = 0.
 def has_foreground(labels: Tensor) -> Tensor:
     """(N,) bool: the images with a pixel of a foreground class, of labels as in :func:`segmentation_nll`."""
     if labels.is_floating_point():
-        return (labels.argmax(dim=1) > 0).flatten(1).any(dim=1)
+        return (best_class(labels) > 0).flatten(1).any(dim=1)
     return ((labels > 0) & (labels != NO_LABEL)).flatten(1).any(dim=1)
 
 

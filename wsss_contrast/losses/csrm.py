@@ -179,7 +179,7 @@ class CSRMLoss(nn.Module):
         size, share = (labels.shape[-2], labels.shape[-1]), self.schedule.unreliable_share(progress)
         with torch.no_grad():
             plain = functional.tag_probabilities(plain_logits, tags if self.mask_by_tags else None)
-            teacher_labels = plain.argmax(dim=1)
+            teacher_labels = functional.best_class(plain)
             confident = functional.confident_labels(plain, self.schedule.confidence(progress))
             mixed = functional.tag_probabilities(
                 functional.resize(functional.full_precision(teacher.segmentation[labeled:]), size), None

@@ -150,10 +150,14 @@ class CAM(L.LightningModule):
         cams: Tensor = self.classifier(self.dropout(features))
         return cams
 
+    def raw_maps(self, images: Tensor) -> Tensor:
+        """The maps (N, K, h, w) that tell the classes of photos without tags, and that seeds are made of."""
+        cams: Tensor = self(images)
+        return cams
+
     def seed_maps(self, images: Tensor) -> Tensor:
         """The non-negative foreground maps (N, K, h, w) that seeds are made of."""
-        cams: Tensor = self(images)
-        return cams.relu()
+        return self.raw_maps(images).relu()
 
     def seeds(self, images: Tensor, tags: Tensor) -> Tensor:
         """Normalised multi-scale maps (N, K, H, W), see :func:`~wsss_contrast.refine.multi_scale_cams`."""
@@ -177,7 +181,7 @@ class CAM(L.LightningModule):
     @torch.no_grad()
     def predicted_tags(self, images: Tensor) -> Tensor:
         """(N, K), 1 for each class whose probability exceeds ``tag_threshold``, of images (N, 3, H, W)."""
-        logits = global_average_pool(self(images))  # what the classification loss is taken of
+        logits = global_average_pool(self.raw_maps(images))  # what the classification loss is taken of
         return (logits.sigmoid() > self.tag_threshold).to(images.dtype)
 
     def training_step(self, batch: dict[str, Any]) -> Tensor:

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from wsss_contrast.data import ClassMix, as_photos
-from wsss_contrast.functional import NO_LABEL, global_average_pool, mask_by_tags, max_normalize, resize
+from wsss_contrast.functional import NO_LABEL, best_class, mask_by_tags, max_normalize, resize
 from wsss_contrast.losses import CSRMLoss, CSRMMaps
 from wsss_contrast.nn import DeepLabV3PlusHeads, EMATeacher
 from wsss_contrast.refine import DenseCRF, multi_scale_cams, pseudo_labels, refiner
@@ -37,6 +37,12 @@ class CSRMNetwork(nn.Module):
         features, (low,) = self.backbone(images)
         segmentation, embeddings = self.segmenter(low, features)
         return CSRMMaps(self.classifier(features), segmentation, embeddings)
+
+    def cams(self, images: Tensor) -> Tensor:
+        """The activation maps alone, without the heads, which take most of the time."""
+        features, _ = self.backbone(images)
+        maps: Tensor = self.classifier(features)
+        return maps
 
 
 class CSRM(CAM):
@@ -148,14 +154,11 @@ class CSRM(CAM):
     def regularizer_taps(self) -> dict[str, Any]:
         return super().regularizer_taps | {"features": ("backbone", 0)}
 
-    def seed_maps(self, images: Tensor) -> Tensor:
-        cams: Tensor = self.teacher(images).cams
-        return cams.relu()
-
     @torch.no_grad()
-    def predicted_tags(self, images: Tensor) -> Tensor:
-        logits = global_average_pool(self.teacher(images).cams)
-        return (logits.sigmoid() > self.tag_threshold).to(images.dtype)
+    def raw_maps(self, images: Tensor) -> Tensor:
+        network = self.teacher.network
+        assert isinstance(network, CSRMNetwork)
+        return network.cams(images)
 
     def seeds(self, images: Tensor, tags: Tensor) -> Tensor:
         maps: Tensor = multi_scale_cams(self.seed_maps, images, tags, self.scales, self.flip, normalize="max")
@@ -174,7 +177,7 @@ class CSRM(CAM):
         )
         if not self.soft_labels:
             return labels, None
-        return labels.argmax(dim=1).masked_fill(labels.sum(dim=1) == 0, NO_LABEL), labels
+        return best_class(labels).masked_fill(labels.sum(dim=1) == 0, NO_LABEL), labels
 
     def training_step(self, batch: dict[str, Any]) -> Tensor:
         images, tags = batch["image"], batch["tags"]

@@ -8,7 +8,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from wsss_contrast.functional import NO_LABEL, full_precision, power_background, present_classes, with_background
+from wsss_contrast.functional import (
+    NO_LABEL,
+    best_class,
+    full_precision,
+    power_background,
+    present_classes,
+    with_background,
+)
 from wsss_contrast.functional.maps import EPS
 
 
@@ -111,17 +118,14 @@ def pseudo_labels(
     def against(threshold: float) -> Tensor:
         return with_background(cams, torch.full_like(cams[:, :1], threshold))
 
-    def best_class(scores: Tensor) -> Tensor:
-        return scores.masked_fill(~present[:, :, None, None], -torch.inf).argmax(dim=1)
-
     thresholds = [high] if high == background_threshold else [high, background_threshold]
     if refine is not None and getattr(refine, "keeps_constants", False):
         cams, refine = refined(against(high))[:, 1:], None
     if refine is None:
-        labels = [best_class(against(threshold)) for threshold in thresholds]
+        labels = [best_class(against(threshold), present) for threshold in thresholds]
     else:  # together: a refiner with several processes then uses them for a single photo, too
         times = len(thresholds)
         scores = refined(torch.cat([against(threshold) for threshold in thresholds]), times)
-        labels = [best_class(of_threshold) for of_threshold in scores.split(len(cams))]
+        labels = [best_class(of_threshold, present) for of_threshold in scores.split(len(cams))]
     foreground, background = labels[0], labels[-1]
     return torch.where(foreground > 0, foreground, torch.where(background == 0, 0, NO_LABEL))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from wsss_contrast.functional import merge_segments
+from wsss_contrast.functional import best_class, merge_segments
 from wsss_contrast.functional.sepl import POLICIES
 
 from .pseudo_labels import Refiner
@@ -62,7 +62,7 @@ class SEPL:
         if self.before is not None:
             more = {"names": names} if getattr(self.before, "wants_names", False) else {}
             scores = self.before(photos, scores, present, **more)
-        labels = scores.masked_fill(~present[:, :, None, None], -torch.inf).argmax(dim=1)
+        labels = best_class(scores, present)
         merged = torch.zeros_like(scores)
         for name, of_photo, out in zip(names, labels, merged, strict=True):
             segments = self.segments(name, (of_photo.shape[0], of_photo.shape[1])).to(of_photo.device)
