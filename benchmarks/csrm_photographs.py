@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,33 +18,40 @@ import torch
 from lightning.pytorch.callbacks import LambdaCallback
 from photographs import ANIMALS, animals
 
-from wsss_contrast.comparison import Method, Run, compare, table
+from wsss_contrast.comparison import Method, Run, compare, table, train
 from wsss_contrast.metrics import THRESHOLDS
 from wsss_contrast.modules import CAM, CSRM, PuzzleCAM
 
 
-def rows(starts: Path, alpha: float, warmup: float, common: dict[str, Any]) -> dict[str, Method]:
+def rows(
+    starts: Path, train_alone: Callable[[Method, int], None], alpha: float, warmup: float, common: dict[str, Any]
+) -> dict[str, Method]:
     """The rows. Each begins with the checkpoint ``SEED.ckpt`` that the first leaves in ``starts``.
 
     The terms come in the paper's order; all of them are CSRM.
 
     Args:
         starts: a folder.
+        train_alone: trains a method with a seed; called where a checkpoint is missing.
         alpha: of Puzzle-CAM.
         warmup: of CSRM.
         common: options of all modules.
     """
 
     def start(seed: int) -> Path:
-        return starts / f"{seed}.ckpt"
+        path = starts / f"{seed}.ckpt"
+        if not path.is_file():
+            train_alone(puzzle, seed)
+            L.seed_everything(seed, verbose=False)  # as it was when this row began
+        return path
 
     def puzzle(seed: int) -> tuple[CAM, list[L.Callback]]:
-        keep = LambdaCallback(on_train_end=lambda trainer, _: trainer.save_checkpoint(start(seed)))
+        keep = LambdaCallback(on_train_end=lambda trainer, _: trainer.save_checkpoint(starts / f"{seed}.ckpt"))
         return PuzzleCAM(alpha=alpha, **common), [keep]
 
     def puzzle_again(seed: int) -> tuple[CAM, list[L.Callback]]:
-        module = PuzzleCAM(alpha=alpha, **common)
-        module.load_state_dict(torch.load(start(seed), map_location="cpu", weights_only=True)["state_dict"])
+        path, module = start(seed), PuzzleCAM(alpha=alpha, **common)
+        module.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["state_dict"])
         return module, []
 
     def csrm(seed: int, without: Sequence[str] = (), **options: Any) -> tuple[CAM, list[L.Callback]]:
@@ -86,23 +93,27 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/csrm_photographs"))
     args = parser.parse_args()
 
+    halves = {"batch_size": args.batch_size, "unlabeled_batch_size": args.batch_size}
+    make_data = partial(animals, args.train_split, args.crop_size, **halves)
+
+    def train_alone(method: Method, seed: int) -> None:
+        train(method, make_data(seed), args.steps, seed, precision=args.precision)
+
     common = {"num_classes": len(ANIMALS), "weights": "offline", "weight_decay": 1e-4, "scales": [1.0]}
-    methods = rows(args.out / "start", args.alpha, args.warmup, common)
+    methods = rows(args.out / "start", train_alone, args.alpha, args.warmup, common)
     unknown = set(args.rows or methods) - set(methods)
     if unknown:
         raise SystemExit(f"unknown rows {sorted(unknown)}; there are {list(methods)}")
 
-    halves = {"batch_size": args.batch_size, "unlabeled_batch_size": args.batch_size}
     depends_on = ("crop_size", "batch_size", "alpha", "warmup", "train_split", "precision")
     results = compare(
-        partial(animals, args.train_split, args.crop_size, **halves),
+        make_data,
         {name: method for name, method in methods.items() if name in (args.rows or methods)},
         args.out,
         args.steps,
         args.seeds,
         settings={name: getattr(args, name) for name in depends_on},
         precision=args.precision,
-        gradient_clip_val=1.0,
     )
     print(table(results))
     for split in ("train", "val"):

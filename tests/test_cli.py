@@ -354,12 +354,23 @@ def test_demo(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
     monkeypatch.setattr(comparison, "_run", counted)
     Path("out/seam_0.npz").write_bytes(Path("out/seam_0.npz").read_bytes()[:100])
+    Path("out/seam___ppc_0.json").write_text(Path("out/seam___ppc_0.json").read_text()[:100])
     run(monkeypatch, "demo", steps="1", images="2", out="out")
-    assert calls == ["SEAM, seed 0"]
+    assert calls == ["SEAM, seed 0", "SEAM + PPC, seed 0"]
     assert "CAM, seed 0: taken from" in capsys.readouterr().out
     assert Path("out/table.md").read_text() == table
     assert not list(Path("out").glob(".*"))
     calls.clear()
+
+    # Without its pictures a result counts, and is not on the sheet.
+    with Image.open("out/sheet.png") as sheet:
+        width = sheet.size[0]
+    Path("out/cam_0.npz").unlink()
+    run(monkeypatch, "demo", steps="1", images="2", out="out")
+    assert not calls
+    assert Path("out/table.md").read_text() == table
+    with Image.open("out/sheet.png") as sheet:
+        assert sheet.size[0] < width
     run(monkeypatch, "demo", steps="1", images="2", out="out", seed="1")
     assert calls == ["CAM, seed 1", "SEAM, seed 1", "SEAM + PPC, seed 1"]
 

@@ -63,9 +63,10 @@ def compare(
 ) -> dict[str, list[Run]]:
     """Train each method from the same seeds for the same steps, score its seeds, write ``table.md`` and ``sheet.png``.
 
-    The result of a method and a seed is a file of its own in ``runs``. A rerun with the same settings and release of
-    this library takes it from there and says so, and says whether other code made it; give ``settings`` whatever else
-    a result depends on, or another ``runs``.
+    The result of a method and a seed is a file of its own in ``runs``, ``METHOD_SEED.json``, with its pictures beside
+    it as ``.npz``. A rerun with the same settings and release of this library takes it from there and says so, and
+    says whether other code made it; give ``settings`` whatever else a result depends on, or another ``runs``. Without
+    its pictures a result counts all the same, and is not on the sheet.
 
     Args:
         make_data: the data for a seed; its validation loaders are the split to choose the threshold on, and the split
@@ -91,39 +92,42 @@ def compare(
     for seed in seeds:  # all methods of a seed first: an unfinished table compares like with like
         data = make_data(seed)
         for name, method in methods.items():
-            path = (runs or out) / f"{stems[name]}_{seed}.npz"
+            path = (runs or out) / f"{stems[name]}_{seed}.json"
             run = f"{name}, seed {seed}"
             result = _stored(run, path, key)
             if result is None:
                 result = _run(run, method, data, steps, seed, pictures, crf_images, trainer_options)
                 _store(path, key, result)
             results[name].append(result)
-    masks = {name: of_method[0].masks for name, of_method in results.items()}
+    masks = {name: of_method[0].masks for name, of_method in results.items() if of_method[0].masks}
     write_atomically(table(results).encode(), out / "table.md")
     write_atomically(png(_sheet(make_data(seeds[0]), masks, pictures)), out / "sheet.png")
     return results
 
 
 def _store(path: Path, key: Mapping[str, Any], run: Run) -> None:
-    """One file with a run's scores, its pictures and what they depend on."""
-    about = json.dumps({"settings": key, "code": _code(), "scores": run.scores, "curves": run.curves})
+    """A run's scores and what they depend on, and its pictures."""
+    about = {"settings": key, "code": _code(), "scores": run.scores, "curves": run.curves}
     file = io.BytesIO()
-    np.savez_compressed(file, *run.masks, about=np.array(about))
-    write_atomically(file.getvalue(), path)
+    np.savez_compressed(file, *run.masks)
+    write_atomically(file.getvalue(), path.with_suffix(".npz"))
+    write_atomically(json.dumps(about).encode(), path)  # last: with this file the run counts
 
 
 def _stored(run: str, path: Path, key: Mapping[str, Any]) -> Run | None:
     """A result of the same settings; ``None`` where there is none or it can't be read."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            about = json.loads(str(file["about"]))
-            if about["settings"] != json.loads(json.dumps(key)):
-                return None
-            masks = [file[name] for name in file.files if name != "about"]
-            other = "" if about["code"] == _code() else ", which other code of this release made"
-            print(f"{run}: taken from {path}{other}", flush=True)
-            return Run(about["scores"], about["curves"], masks)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        about = json.loads(path.read_text())
+        if about["settings"] != json.loads(json.dumps(key)):
+            return None
+        masks: list[NDArray[np.uint8]] = []
+        if path.with_suffix(".npz").exists():
+            with np.load(path.with_suffix(".npz"), allow_pickle=False) as file:
+                masks = [file[name] for name in file.files]
+        other = "" if about["code"] == _code() else ", which other code of this release made"
+        print(f"{run}: taken from {path}{other}", flush=True)
+        return Run(about["scores"], about["curves"], masks)
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
         return None
 
 

@@ -37,7 +37,7 @@ def test_best_class_is_the_first_of_the_highest_that_can_win() -> None:
         best = W.best_class(scores, can_win)
         for n, y, x in [(n, y, x) for n in range(2) for y in range(3) for x in range(5)]:
             allowed = [c for c in range(4) if can_win is None or can_win[n, c]]
-            assert best[n, y, x] == max(allowed, key=lambda c: float(scores[n, c, y, x]))  # noqa: B023
+            assert best[n, y, x] == max(allowed, key=lambda c: float(scores[n, c, y, x]))
 
 
 def test_resize_to_the_same_size_and_of_an_empty_batch() -> None:

@@ -182,6 +182,31 @@ def test_seeds_need_the_activation_maps_alone() -> None:
     assert module.seeds(images, torch.ones(1, CLASSES)).shape == (1, CLASSES, 64, 64)
 
 
+@pytest.mark.parametrize(("own", "trainers", "limit"), [(0.5, None, 0.5), (0.5, 0.25, 0.25), (None, None, None)])
+def test_gradients_are_clipped(own: float | None, trainers: float | None, limit: float | None, tmp_path: Path) -> None:
+    """By the module, unless the trainer does."""
+    norms: list[float] = []
+
+    class Norm(L.Callback):
+        def on_before_zero_grad(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
+            found = [p.grad.norm() for p in pl_module.parameters() if p.grad is not None]
+            if found:
+                norms.append(float(torch.stack(found).norm()))
+
+    host = trainer(tmp_path, max_steps=3, max_epochs=-1, callbacks=[Norm()], gradient_clip_val=trainers)
+    host.fit(csrm(max_grad_norm=own), datamodule=data())
+    assert len(norms) >= 2
+    if limit is None:
+        assert max(norms) > 1
+    else:
+        assert norms == pytest.approx([limit] * len(norms), rel=1e-3)
+
+
+def test_a_limit_of_gradients_must_be_positive() -> None:
+    with pytest.raises(ValueError, match="`max_grad_norm` must be positive or None, got 0"):
+        csrm(max_grad_norm=0.0)
+
+
 def test_the_teacher_follows_the_optimisers_steps(tmp_path: Path) -> None:
     """Not the batches: gradients are accumulated over two."""
     module = csrm()

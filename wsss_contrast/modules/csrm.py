@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from wsss_contrast.data import ClassMix, as_photos
 from wsss_contrast.functional import NO_LABEL, best_class, mask_by_tags, max_normalize, resize
@@ -81,6 +82,9 @@ class CSRM(CAM):
         mix_per_image: whether each image has a coin of its own, or the batch has one. By default the preset's.
         decay: of the teacher.
         norm: of the heads, ``"group"`` or ``"batch"``.
+        max_grad_norm: where the trainer has no ``gradient_clip_val``, gradients are scaled to this norm if theirs is
+            larger; ``None`` leaves them. The released code's value. Without it the heads, which start from scratch,
+            lead the backbone astray.
         loss: options of :class:`~wsss_contrast.losses.CSRMLoss`, plain values: they are kept in checkpoints.
         kwargs: see :class:`~wsss_contrast.modules.CAM`; there is no dropout before the classifier.
 
@@ -107,6 +111,7 @@ class CSRM(CAM):
         mix_per_image: bool | None = None,
         decay: float = 0.99,
         norm: Literal["group", "batch"] = "group",
+        max_grad_norm: float | None = 1.0,
         loss: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -116,6 +121,9 @@ class CSRM(CAM):
         modules = [name for name, value in (loss or {}).items() if isinstance(value, nn.Module)]
         if modules:
             raise ValueError(f"`loss` must have plain values, {', '.join(modules)} is a module; give its options")
+        if max_grad_norm is not None and max_grad_norm <= 0:
+            raise ValueError(f"`max_grad_norm` must be positive or None, got {max_grad_norm}")
+        self.max_grad_norm = max_grad_norm
         official = compat == "official"
 
         def chosen(value: Any, paper: Any, released: Any) -> Any:
@@ -240,6 +248,15 @@ class CSRM(CAM):
             self.teacher.update(self.network, 1)
         warmup = self.losses.schedule.warmup * float(self.trainer.estimated_stepping_batches)
         self.teacher.ramp_start, self.teacher.copy_steps = round(warmup), round(2 * warmup)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        limit = self.max_grad_norm if gradient_clip_val is None else gradient_clip_val
+        self.clip_gradients(optimizer, limit, gradient_clip_algorithm)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
