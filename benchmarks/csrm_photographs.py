@@ -15,51 +15,42 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import LambdaCallback
 from photographs import ANIMALS, animals
 
-from wsss_contrast.comparison import Method, Run, compare, table, train
+from wsss_contrast.comparison import Method, Run, Start, compare, table, train
 from wsss_contrast.metrics import THRESHOLDS
 from wsss_contrast.modules import CAM, CSRM, PuzzleCAM
 
 
 def rows(
-    starts: Path, train_alone: Callable[[Method, int], None], alpha: float, warmup: float, common: dict[str, Any]
+    folder: Path, train_alone: Callable[[Method, int], object], alpha: float, warmup: float, common: dict[str, Any]
 ) -> dict[str, Method]:
-    """The rows. Each begins with the checkpoint ``SEED.ckpt`` that the first leaves in ``starts``.
-
-    The terms come in the paper's order; all of them are CSRM.
+    """The rows. Each begins with what the first has learnt; the terms come in the paper's order.
 
     Args:
-        starts: a folder.
-        train_alone: trains a method with a seed; called where a checkpoint is missing.
+        folder: for the first row's checkpoints.
+        train_alone: trains a method with a seed.
         alpha: of Puzzle-CAM.
         warmup: of CSRM.
         common: options of all modules.
     """
 
-    def start(seed: int) -> Path:
-        path = starts / f"{seed}.ckpt"
-        if not path.is_file():
-            train_alone(puzzle, seed)
-            L.seed_everything(seed, verbose=False)  # as it was when this row began
-        return path
+    def puzzle(_seed: int) -> tuple[CAM, list[L.Callback]]:
+        return PuzzleCAM(alpha=alpha, **common), []
 
-    def puzzle(seed: int) -> tuple[CAM, list[L.Callback]]:
-        keep = LambdaCallback(on_train_end=lambda trainer, _: trainer.save_checkpoint(starts / f"{seed}.ckpt"))
-        return PuzzleCAM(alpha=alpha, **common), [keep]
+    start = Start(puzzle, folder, train_alone)
 
     def puzzle_again(seed: int) -> tuple[CAM, list[L.Callback]]:
-        path, module = start(seed), PuzzleCAM(alpha=alpha, **common)
+        path, module = start.checkpoint(seed), PuzzleCAM(alpha=alpha, **common)
         module.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["state_dict"])
         return module, []
 
     def csrm(seed: int, without: Sequence[str] = (), **options: Any) -> tuple[CAM, list[L.Callback]]:
         loss = {"weights": dict.fromkeys(without, 0.0), "warmup": warmup}
-        return CSRM(start=str(start(seed)), loss=loss, **options, **common), []
+        return CSRM(start=str(start.checkpoint(seed)), loss=loss, **options, **common), []
 
     return {
-        "Puzzle-CAM": puzzle,
+        "Puzzle-CAM": start,
         "Puzzle-CAM, again": puzzle_again,
         "L_s": partial(csrm, without=("seg_to_cam", "weak_to_strong", "contrast")),
         "+ L_s2c": partial(csrm, without=("weak_to_strong", "contrast")),

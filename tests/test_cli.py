@@ -340,9 +340,9 @@ def test_demo(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     shown = capsys.readouterr().out
     table = Path("out/table.md").read_text()
     assert table in shown
-    assert [line.split("|")[1].strip() for line in table.splitlines()[2:]] == ["CAM", "SEAM", "SEAM + PPC"]
+    assert [line.split("|")[1].strip() for line in table.splitlines()[2:]] == ["CAM", "SEAM", "SEAM + PPC", "CSRM"]
     with Image.open("out/sheet.png") as sheet:
-        assert sheet.size[0] > 5 * 128  # photo, ground truth, three seeds
+        assert sheet.size[0] > 6 * 128  # photo, ground truth, four seeds
 
     # A rerun takes the results from the files and says so; a broken file or other settings make them anew.
     calls = []
@@ -372,7 +372,19 @@ def test_demo(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     with Image.open("out/sheet.png") as sheet:
         assert sheet.size[0] < width
     run(monkeypatch, "demo", steps="1", images="2", out="out", seed="1")
-    assert calls == ["CAM, seed 1", "SEAM, seed 1", "SEAM + PPC, seed 1"]
+    assert calls == ["CAM, seed 1", "SEAM, seed 1", "SEAM + PPC, seed 1", "CSRM, seed 1"]
+
+    # CSRM's result follows from its seed, also where the checkpoint that it begins with has to be made again.
+    scores = json.loads(Path("out/csrm_1.json").read_text())["scores"]
+    Path("out/csrm_1.json").unlink()
+    Path("out/start/1.ckpt").unlink()
+    calls.clear()
+    run(monkeypatch, "demo", steps="1", images="2", out="out", seed="1")
+    assert calls == ["CSRM, seed 1"]
+    again = json.loads(Path("out/csrm_1.json").read_text())["scores"]
+    assert {k: v for k, v in again.items() if "seconds" not in k} == {
+        k: v for k, v in scores.items() if "seconds" not in k
+    }
 
 
 def test_table_of_several_runs() -> None:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.callbacks import LambdaCallback
 from numpy.typing import NDArray
 from PIL import Image
 from torchmetrics.classification import MulticlassJaccardIndex
@@ -32,6 +33,34 @@ Method = Callable[[int], tuple[CAM, list[L.Callback]]]
 """Makes the module of a seed's run and the callbacks to train it with."""
 
 Masks = Sequence[NDArray[np.uint8]]
+
+
+class Start:
+    """A method whose trained weights others begin with: it leaves a checkpoint for each seed.
+
+    Args:
+        method: the method.
+        folder: for the checkpoints.
+        train_alone: trains a method with a seed; for a checkpoint that is missing although the method has its result.
+    """
+
+    def __init__(self, method: Method, folder: Path, train_alone: Callable[[Method, int], object]) -> None:
+        self.method, self.folder, self.train_alone = method, folder, train_alone
+
+    def __call__(self, seed: int) -> tuple[CAM, list[L.Callback]]:
+        module, callbacks = self.method(seed)
+        keep = LambdaCallback(on_train_end=lambda trainer, _: trainer.save_checkpoint(self._path(seed)))
+        return module, [*callbacks, keep]
+
+    def checkpoint(self, seed: int) -> Path:
+        """The seed's checkpoint. For the start of a method, which :func:`train` has just seeded."""
+        if not self._path(seed).is_file():
+            self.train_alone(self, seed)
+            L.seed_everything(seed, verbose=False)
+        return self._path(seed)
+
+    def _path(self, seed: int) -> Path:
+        return self.folder / f"{seed}.ckpt"
 
 
 class Run(NamedTuple):
@@ -53,7 +82,7 @@ def compare(
     make_data: Callable[[int], WSSSDataModule],
     methods: Mapping[str, Method],
     out: Path,
-    steps: int,
+    steps: int | Mapping[str, int],
     seeds: Sequence[int],
     pictures: int = 6,
     crf_images: int = 0,
@@ -73,7 +102,7 @@ def compare(
             to score.
         methods: by name.
         out: folder for the table and the sheet.
-        steps: optimiser steps of each run.
+        steps: optimiser steps of each run, or of each method's.
         seeds: of weights, order and augmentation; the runs of a method.
         pictures: how many scored images the sheet shows, of the first seed.
         crf_images: how many images of each split are scored before and after a dense CRF as well, spread evenly.
@@ -87,17 +116,19 @@ def compare(
     stems = {name: _file_name(name) for name in methods}
     if len(set(stems.values())) < len(stems):
         raise ValueError(f"the names of two methods differ in signs only: {list(stems)}")
-    key = {"version": __version__, "steps": steps, "pictures": pictures, "crf": crf_images, **(settings or {})}
+    key = {"version": __version__, "pictures": pictures, "crf": crf_images, **(settings or {})}
     results: dict[str, list[Run]] = {name: [] for name in methods}
     for seed in seeds:  # all methods of a seed first: an unfinished table compares like with like
         data = make_data(seed)
         for name, method in methods.items():
             path = (runs or out) / f"{stems[name]}_{seed}.json"
             run = f"{name}, seed {seed}"
-            result = _stored(run, path, key)
+            own_steps = steps if isinstance(steps, int) else steps[name]
+            own_key = key | {"steps": own_steps}
+            result = _stored(run, path, own_key)
             if result is None:
-                result = _run(run, method, data, steps, seed, pictures, crf_images, trainer_options)
-                _store(path, key, result)
+                result = _run(run, method, data, own_steps, seed, pictures, crf_images, trainer_options)
+                _store(path, own_key, result)
             results[name].append(result)
     masks = {name: of_method[0].masks for name, of_method in results.items() if of_method[0].masks}
     write_atomically(table(results).encode(), out / "table.md")
