@@ -41,6 +41,7 @@ PUBLIC = {
         "candidate_scores_official",
         "choose",
         "class_masks",
+        "commonest_labels",
         "confident_labels",
         "correlation_input",
         "dense_crf",
@@ -159,7 +160,19 @@ PUBLIC = {
     ],
     metrics: ["SeedCurve", "SeedMIoU", "SegmentationScores", "THRESHOLDS", "segmentation_scores"],
     modules: ["CAM", "CSRM", "CSRMNetwork", "PuzzleCAM", "SEAM", "parameter_groups", "poly_decay"],
-    nn: ["ClassMemoryBank", "DeepLabV3PlusHeads", "EMATeacher", "PixelCorrelationModule", "Projector", "TimmBackbone"],
+    nn: [
+        "AffinityHead",
+        "AffinityNetwork",
+        "ClassMemoryBank",
+        "DeepLabV3PlusHeads",
+        "DisplacementHead",
+        "EMATeacher",
+        "EdgeHead",
+        "InterPixelNetwork",
+        "PixelCorrelationModule",
+        "Projector",
+        "TimmBackbone",
+    ],
     refine: [
         "CRFSettings",
         "CRF_SETTINGS",
@@ -190,7 +203,7 @@ MODULES = [module.name for module in pkgutil.walk_packages(wsss_contrast.__path_
         "import wsss_contrast.functional",
         "import wsss_contrast.losses",
         "import wsss_contrast.distributed",
-        "from wsss_contrast.nn import DeepLabV3PlusHeads, EMATeacher, PixelCorrelationModule, Projector",
+        "from wsss_contrast.nn import AffinityHead, DeepLabV3PlusHeads, EdgeHead, EMATeacher, Projector",
     ],
 )
 def test_importing_needs_torch_only(import_: str) -> None:
