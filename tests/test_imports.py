@@ -137,6 +137,7 @@ PUBLIC = {
         "EvalSampler",
         "FolderDataModule",
         "FolderDataset",
+        "LabelFolder",
         "Mix",
         "Mixed",
         "SHAPES_CLASSES",
