@@ -33,7 +33,7 @@ def check_levels(maps: Sequence[Tensor], channels: Sequence[int]) -> None:
 
 
 class AffinityHead(nn.Module):
-    """From maps of several stages to the features that PSA takes affinities of (AffinityNet, CVPR 2018, Sec. 3.1).
+    """From maps of several stages to the features that PSA takes affinities of (AffinityNet, CVPR 2018).
 
     Each map goes through a 1x1 convolution and an ELU, all are brought to one size and joined, and another 1x1
     convolution and ELU follow. No biases. Kaiming-normal weights, and Xavier-uniform ones of gain 4 at the end. Torch
