@@ -122,12 +122,13 @@ class IRN:
         for index, classes in enumerate(present.to(scores.device)):
             classes = classes.clone()
             classes[0] = False
+            if not classes.any():
+                continue
             maps = _blocks(scores[index : index + 1, classes], self.network.stride)
             inside = maps * (1 - edges[index : index + 1].sigmoid())
             walked = random_walk(inside, affinity[index : index + 1], RADIUS, self.beta, self.logt)
             walked = _enlarged(walked, self.network.stride, scores)
-            if len(walked):
-                refined[index, classes] = walked / walked.amax().clamp(min=EPS)
+            refined[index, classes] = walked / walked.amax().clamp(min=EPS)
         return refined
 
 
@@ -161,8 +162,6 @@ def _blocks(scores: Tensor, side: int) -> Tensor:
 
 def _enlarged(walked: Tensor, side: int, like: Tensor) -> Tensor:
     """Maps (1, C, h, w) of blocks as (C, H, W), the size of ``like``."""
-    if not walked.shape[1]:
-        return walked.new_zeros(0, *like.shape[2:])
     # To the size of whole blocks, then cut: a block stays where it was.
     large = F.interpolate(walked, scale_factor=side, mode="bilinear", align_corners=False)
     return large[0, :, : like.shape[2], : like.shape[3]]
