@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -78,6 +79,9 @@ class WSSSCommandLine(LightningCLI):
             chosen.classes = _checkpoint(config.ckpt_path).get("class_names")
 
     def before_fit(self) -> None:
+        if isinstance(self.model, modules.PairModule):  # which has no validation, whatever the data has
+            warnings.filterwarnings("ignore", message="You passed in a `val_dataloader`")
+            return
         every, epochs = self.trainer.check_val_every_n_epoch, self.trainer.max_epochs
         trial = self.config["fit"]["trainer"]["fast_dev_run"]
         if not trial and every and epochs and epochs > 0 and epochs % every:

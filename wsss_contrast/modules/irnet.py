@@ -89,5 +89,5 @@ class IRNet(PairModule):
         Distributed contract: the mean is that of all ranks, which have as many pixels each.
         """
         head = self.network.displacement
-        head.center(self(batch.to(self.device))[1] for batch in images)
+        head.center(self(batch.to(head.mean_shift))[1] for batch in images)
         head.mean_shift.copy_(all_gather(head.mean_shift).mean(dim=0))
