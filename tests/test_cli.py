@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import re
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,8 +18,10 @@ from wsss_contrast.data import SHAPES_CLASSES, ShapesDataset, WSSSDataModule
 from wsss_contrast.modules import CAM
 from wsss_contrast.nn import backbone
 from wsss_contrast.pictures import voc_palette
+from wsss_contrast.refine import DenseCRF
 
 CONFIGS = sorted(cli.packaged_configs())
+PAIRS = ("irn", "psa")
 TINY = {
     "model.init_args.backbone": "test_resnet",
     "model.init_args.weights": "null",
@@ -73,7 +76,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 def test_configurations_are_packaged() -> None:
-    assert CONFIGS == ["cam", "csrm", "folder", "puzzle_cam", "seam", "seam_ppc"]
+    assert CONFIGS == ["cam", "csrm", "folder", "irn", "psa", "puzzle_cam", "seam", "seam_ppc"]
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -85,6 +88,10 @@ def test_configuration_fits(
         options = FOLDER | {"data.init_args.root": str(photos), "trainer.fast_dev_run": "1"}
     if config == "csrm":
         options["data.init_args.unlabeled_batch_size"] = "2"
+    elif config in PAIRS:
+        del options["model.init_args.scales"]
+        options["data.init_args.crop_size"] = "80"  # the radius is 10 pixels at stride 4
+        options["data.init_args.labels"] = str(voc_root / "SegmentationClassAug")
     elif config not in ("cam", "puzzle_cam"):
         options["model.init_args.view_size"] = "24"
     run(monkeypatch, "fit", "--config", config, **options)
@@ -287,7 +294,7 @@ def test_what_is_no_checkpoint(content: object, voc_root: Path, folder: Path, mo
         run(monkeypatch, "predict", "--config=cam", **options)
 
 
-@pytest.mark.parametrize("option", ["refine", "masks.out"])
+@pytest.mark.parametrize("option", ["refine", "labels", "masks.out"])
 @pytest.mark.parametrize("command", ["fit", "validate"])
 def test_options_of_predict_are_of_no_other_command(
     command: str, option: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -317,6 +324,108 @@ def test_a_data_module_without_arguments(folder: Path, monkeypatch: pytest.Monke
     options = {name: value for name, value in TINY.items() if not name.startswith("data.")}
     wanted = ("fit", "--model", "CAM", "--data", f"{__name__}.Bare", "--trainer.fast_dev_run", "true")
     run(monkeypatch, *wanted, **options)
+
+
+SHAPES = {
+    "data.train_length": "4",
+    "data.val_length": "2",
+    "data.size": "48",
+    "data.crop_size": "80",
+    "data.resize_long": "[60, 90]",
+    "data.batch_size": "2",
+    "trainer.num_sanity_val_steps": "0",
+    "trainer.max_epochs": "1",
+} | {name: value for name, value in TINY.items() if name.startswith("trainer.")}
+
+
+def of_shapes(monkeypatch: pytest.MonkeyPatch, command: str, model: str, *args: str, **options: str) -> None:
+    """A command on the drawn pictures, where ``fit`` leaves ``runs/MODEL/last.ckpt``."""
+    wanted = [command, "--model", model, "--data", "ShapesDataModule", *args]
+    if command == "fit":
+        saver = {"dirpath": f"runs/{model}", "save_last": True, "save_on_train_epoch_end": True}
+        callback = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": saver}
+        wanted += [
+            "--model.backbone=test_resnet",
+            "--model.weights=null",
+            f"--trainer.callbacks={json.dumps([callback])}",
+        ]
+    run(monkeypatch, *wanted, **SHAPES | options)
+
+
+MODULE_OF = {"irn": "IRNet", "psa": "AffinityNet"}
+
+
+@pytest.mark.parametrize("method", PAIRS)
+def test_from_maps_to_walked_masks(method: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole way: maps, labels of the training pictures, the network that learns them, and masks that it refines."""
+    monkeypatch.setitem(sys.modules, "pydensecrf", None)  # the CRF without processes, which take long to start
+    of_shapes(monkeypatch, "fit", "CAM", "--model.scales=[1.0]")
+    cam = {"ckpt_path": "runs/CAM/last.ckpt"}
+    of_train = cam | {"data.predict_split": "train", "labels": method}
+    of_shapes(monkeypatch, "predict", "CAM", **of_train, **{"masks.out": "labels"})
+    assert contents("labels").keys() == {*(f"train_{index:05d}.png" for index in range(4)), "made_by.json"}
+    assert 255 in seen_ids("labels") <= {*range(7), 255}
+    record = json.loads(Path("labels/made_by.json").read_text())
+    assert record["labels"] == f"<function {method}_labels>"
+    assert record["refine"] == repr(DenseCRF(method))
+    with Image.open("labels/train_00000.png") as image:
+        assert (image.mode, image.size) == ("P", (48, 48))
+
+    # A folder is of labels or of masks; with another refiner, labels are others.
+    before = contents("labels")
+    for more, reason in (({"labels": "none"}, "refine, labels"), ({"refine": "par"}, "refine")):
+        with pytest.raises(SystemExit, match=rf"^wsss-contrast: labels: has masks of another .*: {reason};"):
+            of_shapes(monkeypatch, "predict", "CAM", **of_train | more, **{"masks.out": "labels"})
+    of_shapes(monkeypatch, "predict", "CAM", **of_train, **{"masks.out": "labels"})
+    assert contents("labels") == before
+    of_shapes(monkeypatch, "predict", "CAM", **of_train, **{"masks.out": "plain", "refine": "none"})
+    assert images_of(contents("plain")) != images_of(before)
+
+    model = MODULE_OF[method]
+    of_shapes(monkeypatch, "fit", model, **{"data.labels": "labels"})
+    trained = f"runs/{model}/last.ckpt"
+    walked = cam | {"refine": f"{method}:{trained}", "masks.out": "walked"}
+    of_shapes(monkeypatch, "predict", "CAM", **walked)
+    assert contents("walked").keys() == {"val_00000.png", "val_00001.png", "made_by.json"}
+    assert seen_ids("walked") <= {*range(7)}
+    assert re.fullmatch(rf"{method.upper()}\([0-9a-f]{{64}}, beta=\d+, logt=8\)", refined_by("walked"))
+    of_shapes(monkeypatch, "predict", "CAM", **cam, **{"refine": "none", "masks.out": "seeds"})
+    assert images_of(contents("walked")) != images_of(contents("seeds"))
+
+    # The training goes on. Another network is another refiner.
+    more = {"data.labels": "labels", "ckpt_path": trained, "trainer.max_epochs": "2"}
+    of_shapes(monkeypatch, "fit", model, "--model.lr=0.1", **more)
+    (newer,) = Path(f"runs/{model}").glob("last-*.ckpt")
+    assert torch.load(newer, weights_only=True)["epoch"] == 1
+    with pytest.raises(SystemExit, match=r"^wsss-contrast: walked: has masks of another .*: refine;"):
+        of_shapes(monkeypatch, "predict", "CAM", **walked | {"refine": f"{method}:{newer}"})
+
+    # What is refused, by name.
+    (other,) = {*PAIRS} - {method}
+    Path("bad.ckpt").write_bytes(Path(trained).read_bytes()[:-1000])
+    for name, reason in (
+        (f"{other}:{trained}", rf"{trained}: is no checkpoint of {MODULE_OF[other]}, it is one of {model}$"),
+        (f"{method}:bad.ckpt", r"bad\.ckpt: cannot be read as a checkpoint"),
+    ):
+        with pytest.raises(SystemExit, match=f"^wsss-contrast: {reason}"):
+            of_shapes(monkeypatch, "predict", "CAM", **cam, **{"refine": name, "masks.out": "nothing"})
+    for command in ("validate", "predict"):
+        with pytest.raises(
+            SystemExit, match=f"^wsss-contrast: {command} takes a module .*, {model} makes none; give its"
+        ):
+            of_shapes(monkeypatch, command, model, ckpt_path=trained)
+    assert not Path("nothing").exists()
+    Path("labels/train_00002.png").unlink()
+    with pytest.raises(SystemExit, match=r"^wsss-contrast: missing labels: labels/train_00002\.png$"):
+        of_shapes(monkeypatch, "fit", model, **{"data.labels": "labels"})
+    with pytest.raises(SystemExit, match=f"^wsss-contrast: {model} learns from label images"):
+        of_shapes(monkeypatch, "fit", model)
+
+
+def test_labels_of_no_method(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        of_shapes(monkeypatch, "predict", "CAM", ckpt_path="nowhere.ckpt", labels="seam")
+    assert "seam" in capsys.readouterr().err
 
 
 def test_unknown_configuration(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from wsss_contrast import __version__, callbacks, data, demo, evaluation, modules
-from wsss_contrast.refine import WorkerError, refiner
+from wsss_contrast.refine import LABELS, WorkerError, refiner
 
 DESCRIPTION = """Weakly supervised semantic segmentation: masks from image tags.
 
@@ -38,11 +39,19 @@ class WSSSCommandLine(LightningCLI):
             parser.add_lightning_class_args(callbacks.MaskWriter, "masks")
             parser.add_argument(
                 "--refine",
-                default="par",
-                help="refines the masks: none, par (pixel-adaptive refinement), crf (dense CRF; with the extra `crf` "
-                "in a process for each CPU), crf:SETTINGS, sepl:FOLDER or crf+sepl:FOLDER (SEPL, with masks of a "
+                type=str | None,
+                help="refines the masks: none, par (pixel-adaptive refinement, the default), crf (dense CRF; with the "
+                "extra `crf` in a process for each CPU), crf:SETTINGS, psa:CHECKPOINT or irn:CHECKPOINT (random walk "
+                "of a trained AffinityNet or IRNet), sepl:FOLDER or crf+sepl:FOLDER (SEPL, with masks of a "
                 "segment-anything model), or package.module.Name (a refiner of your own; with PYTHONPATH=. for "
                 "a module in this folder)",
+            )
+            parser.add_argument(
+                "--labels",
+                choices=("none", *LABELS),
+                default="none",
+                help="write labels in the place of masks, 255 where the maps are not sure, for AffinityNet (psa) or "
+                "IRNet (irn) to learn from; refined by their dense CRF unless --refine says otherwise",
             )
         return parser
 
@@ -70,6 +79,9 @@ class WSSSCommandLine(LightningCLI):
             chosen.classes = _checkpoint(config.ckpt_path).get("class_names")
 
     def before_fit(self) -> None:
+        if isinstance(self.model, modules.PairModule):  # which has no validation, whatever the data has
+            warnings.filterwarnings("ignore", message="You passed in a `val_dataloader`")
+            return
         every, epochs = self.trainer.check_val_every_n_epoch, self.trainer.max_epochs
         trial = self.config["fit"]["trainer"]["fast_dev_run"]
         if not trial and every and epochs and epochs > 0 and epochs % every:
@@ -80,11 +92,17 @@ class WSSSCommandLine(LightningCLI):
 
     def before_validate(self) -> None:
         self._need_checkpoint()
+        self._need_maps()
 
     def before_predict(self) -> None:
         self._need_checkpoint()
+        self._need_maps()
+        labels = self.config["predict"]["labels"]
+        self.model.make_labels = LABELS.get(labels)
         try:
-            self.model.refine = refiner(self.config["predict"]["refine"])
+            self.model.refine = refiner(
+                self.config["predict"]["refine"] or ("par" if labels == "none" else f"crf:{labels}")
+            )
         except (ImportError, ValueError) as error:
             sys.exit(f"wsss-contrast: {error}")
 
@@ -96,6 +114,14 @@ class WSSSCommandLine(LightningCLI):
     def _need_checkpoint(self) -> None:
         if self.config[self.subcommand]["ckpt_path"] is None:
             sys.exit(f"wsss-contrast: {self.subcommand} needs --ckpt_path, the checkpoint of a trained model")
+
+    def _need_maps(self) -> None:
+        name = type(self.model).__name__
+        if isinstance(self.model, modules.PairModule):
+            sys.exit(
+                f"wsss-contrast: {self.subcommand} takes a module that makes activation maps, {name} makes none; give "
+                "its checkpoint to --refine, as psa:CHECKPOINT or irn:CHECKPOINT"
+            )
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -114,7 +140,7 @@ def main(args: Sequence[str] | None = None) -> None:
     argv, sys.argv = sys.argv, [sys.argv[0], *_with_paths(given)]
     try:
         WSSSCommandLine(
-            modules.CAM,
+            modules.WSSSModule,
             data.WSSSDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,

@@ -113,6 +113,20 @@ def test_blocks_that_do_not_fit(size: tuple[int, int]) -> None:
         W.pooled_labels(torch.zeros(1, 2, *size))
 
 
+@pytest.mark.parametrize(("height", "width", "stride"), [(8, 12, 4), (9, 7, 4), (3, 3, 8), (5, 6, 1), (16, 16, 8)])
+def test_commonest_labels(height: int, width: int, stride: int) -> None:
+    labels = some_labels(3, 2, height, width)
+    expected = [literal.commonest_labels(of_image, stride) for of_image in labels]
+    assert W.commonest_labels(labels, stride).tolist() == expected
+
+
+def test_a_block_that_is_mostly_unsure_is_unsure() -> None:
+    block = torch.tensor([[[255, 255, 3, 1], [255, 3, 1, 3]]])
+    assert W.commonest_labels(block, 2).tolist() == [[[255, 1]]]  # 1 and 3 tie
+    with pytest.raises(ValueError, match="`stride` must be at least 1, got 0"):
+        W.commonest_labels(block, 0)
+
+
 def test_background_by_a_power() -> None:
     maps = torch.tensor([[[[0.5, 1.0, 0.0]], [[0.25, 0.2, 0.0]]]], dtype=torch.float64)
     assert W.power_background(maps, 2).tolist() == [[[[0.25, 0.0, 1.0]]]]

@@ -40,6 +40,19 @@ def all_pairs(height: int, width: int, radius: int) -> list[tuple[Pixel, Pixel]]
     return [(p, q) for p in pixels for q in pixels if p < q and math.dist(p, q) < radius]
 
 
+def commonest_labels(labels: Tensor, stride: int) -> list[list[int]]:
+    """Of labels (H, W): of each block the label that occurs most often, the lowest of several."""
+    height, width = labels.shape
+    found = []
+    for top in range(0, height, stride):
+        found.append([])
+        for left in range(0, width, stride):
+            rows, columns = range(top, min(top + stride, height)), range(left, min(left + stride, width))
+            block = [int(labels[row, column]) for row in rows for column in columns]
+            found[-1].append(min(set(block), key=lambda label: (-block.count(label), label)))
+    return found
+
+
 def kind(first: int, second: int) -> str | None:
     if VOID in (first, second):
         return None

@@ -97,11 +97,15 @@ def test_sepl_without_its_folder(tmp_path: Path) -> None:
 
 
 UNKNOWN = ["pars", "", "None", "PAR", "par:3", "crfs", "crfs:psa", ".Mine", ".mine.Mine", "sepl", "sepl:", "par+sepl:"]
+UNKNOWN += ["psa", "psa:", "irn", "irn:"]
 
 
 @pytest.mark.parametrize("name", UNKNOWN)
 def test_unknown_name(name: str) -> None:
-    known = "none, par, crf, crf:SETTINGS, sepl:FOLDER, crf+sepl:FOLDER or package.module.Name"
+    known = (
+        "none, par, crf, crf:SETTINGS, sepl:FOLDER, crf+sepl:FOLDER, psa:CHECKPOINT, irn:CHECKPOINT or "
+        "package.module.Name"
+    )
     with pytest.raises(ValueError, match=f"^{re.escape(f'unknown refiner {name!r}; give {known}')}$"):
         refiner(name)
 

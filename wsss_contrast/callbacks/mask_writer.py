@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import re
@@ -21,6 +20,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image
 from torch import Tensor
 
+from wsss_contrast._digest import digest
 from wsss_contrast.functional import NO_LABEL
 from wsss_contrast.pictures import mask_image, png, write_atomically
 
@@ -121,7 +121,8 @@ class MaskWriter(BasePredictionWriter):
             return made_by
         try:
             known = json.loads(record.read_text()) if record.is_file() else None
-            differs = "" if known is None else ": " + ", ".join(k for k in made_by if known.get(k) != made_by[k])
+            keys = [*made_by, *(key for key in known or {} if key not in made_by)]
+            differs = "" if known is None else ": " + ", ".join(k for k in keys if known.get(k) != made_by.get(k))
         except (ValueError, AttributeError) as error:
             raise FileExistsError(f"{record}: is damaged; give another folder, or remove it and the masks") from error
         if known != made_by:
@@ -133,20 +134,16 @@ class MaskWriter(BasePredictionWriter):
 
     def _made_by(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, str]:
         """What the masks depend on, beside the photos."""
-        weights = hashlib.sha256()
-        for name, value in sorted(pl_module.state_dict().items()):
-            weights.update(name.encode())
-            weights.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-        data = _data(trainer)
+        data, labels = _data(trainer), getattr(pl_module, "make_labels", None)
         return {
             "module": type(pl_module).__qualname__,
-            "weights": weights.hexdigest(),
+            "weights": digest(pl_module.state_dict().items()),
             "settings": str(dict(pl_module.hparams)),
             "refine": _ADDRESS.sub("", repr(getattr(pl_module, "refine", None))),
             "soft": str(self.soft),
             "ids": str(getattr(data, "mask_ids", None)),
             "data": str(getattr(data, "mask_options", {})),
-        }
+        } | ({} if labels is None else {"labels": _ADDRESS.sub("", repr(labels))})
 
     def write_on_batch_end(
         self,

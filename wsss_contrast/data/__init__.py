@@ -10,6 +10,7 @@ from wsss_contrast.data.batches import SameSizeBatches
 from wsss_contrast.data.class_mix import ClassMix, Mix, Mixed
 from wsss_contrast.data.datamodule import ShapesDataModule, VOCDataModule, WSSSDataModule
 from wsss_contrast.data.folder import FolderDataModule, FolderDataset
+from wsss_contrast.data.labels import LabelFolder
 from wsss_contrast.data.samplers import EpochSampler, EvalSampler
 from wsss_contrast.data.segments import SegmentFolder
 from wsss_contrast.data.shapes import SHAPES_CLASSES, ShapesDataset
@@ -26,6 +27,7 @@ __all__ = [
     "EvalSampler",
     "FolderDataModule",
     "FolderDataset",
+    "LabelFolder",
     "Mix",
     "Mixed",
     "SameSizeBatches",

@@ -4,7 +4,7 @@ import csv
 import random
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ class TaggedImageDataset(Dataset[Sample], ABC):
       data set has no tags (:class:`FolderDataset` without a tags file, to predict).
     - ``name``: str.
     - ``mask``, with ``with_mask`` only: int64 (H, W); 0 background, 1..K the classes, 255 ignored.
+    - ``labels``, where the attribute :attr:`labels` is set: int64 (H, W) likewise; 255 has no label. They are resized,
+      mirrored and cropped as the image is, and 255 outside of the photo.
 
     The key of a sample is an index, or a pair ``(epoch, index)`` as :class:`EpochSampler` yields it. The
     augmentation depends on ``(seed, epoch, index)`` and on nothing else: the number of workers, the order and
@@ -48,6 +50,9 @@ class TaggedImageDataset(Dataset[Sample], ABC):
         seed: seed of the augmentation.
     """
 
+    labels: Callable[[str, tuple[int, int]], NDArray[np.uint8]] | None
+    """Gives a photo's label image from its name and size (H, W), as :class:`LabelFolder` does. None at first."""
+
     def __init__(
         self,
         class_names: Sequence[str],
@@ -59,6 +64,7 @@ class TaggedImageDataset(Dataset[Sample], ABC):
         self.transform = eval_transform() if transform is None else transform
         self.with_mask = with_mask
         self.seed = seed
+        self.labels = None
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -87,11 +93,14 @@ class TaggedImageDataset(Dataset[Sample], ABC):
         # the same state: the drawn size, the jitter and the crop would then rise and fall together.
         key_seed = sample_seed(self.seed, epoch, index)
         self.transform.set_random_state(np.random.default_rng(key_seed), random.Random(key_seed))
-        targets = {"image": image}
+        targets: dict[str, Any] = {"image": image}
         if self.with_mask:
             if mask is None:
                 raise DataError(f"{name}: has no mask")
             targets["mask"] = mask
+        if self.labels is not None:
+            # Albumentations' second target for masks, which needs no change to a pipeline of the user's own.
+            targets["masks"] = [self.labels(name, (image.shape[0], image.shape[1]))]
         out = self.transform(**targets)
 
         sample: Sample = {
@@ -102,6 +111,8 @@ class TaggedImageDataset(Dataset[Sample], ABC):
             sample["tags"] = torch.from_numpy(tags)
         if self.with_mask:
             sample["mask"] = torch.from_numpy(out["mask"].astype(np.int64))
+        if self.labels is not None:
+            sample["labels"] = torch.from_numpy(out["masks"][0].astype(np.int64))
         return sample
 
 

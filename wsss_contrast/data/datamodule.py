@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from wsss_contrast.data.base import DataError, Sample, TaggedImageDataset, check_class_names
 from wsss_contrast.data.batches import SameSizeBatches
+from wsss_contrast.data.labels import LabelFolder
 from wsss_contrast.data.samplers import EpochSampler, EvalSampler
 from wsss_contrast.data.shapes import SHAPES_CLASSES, ShapesDataset
 from wsss_contrast.data.transforms import train_transform, weak_transform
@@ -47,6 +48,9 @@ class WSSSDataModule(L.LightningDataModule, ABC):
             tags, drawn apart and augmented weakly (:func:`~wsss_contrast.data.weak_transform`), for methods that learn
             them of a teacher. The batch then has ``labeled``, the number of the others. Take halves of one size: the
             shorter loader begins again within an epoch, with the same crops.
+        labels: folder of label images ``NAME.png`` in the ids ``mask_ids``, as ``wsss-contrast predict`` writes them.
+            Training batches then have ``labels`` (N, H, W), see :class:`TaggedImageDataset`. Every training image must
+            have one.
     """
 
     predicted: Collection[str] = ()
@@ -66,6 +70,7 @@ class WSSSDataModule(L.LightningDataModule, ABC):
         seed: int,
         eval_batch_size: int = 1,
         unlabeled_batch_size: int = 0,
+        labels: str | None = None,
     ) -> None:
         super().__init__()
         if seed < 0:
@@ -85,7 +90,10 @@ class WSSSDataModule(L.LightningDataModule, ABC):
         self.eval_batch_size = eval_batch_size
         if unlabeled_batch_size < 0:
             raise ValueError(f"unlabeled_batch_size must not be negative, got {unlabeled_batch_size}")
+        if labels is not None and unlabeled_batch_size:
+            raise ValueError("labels and unlabeled_batch_size do not go together")
         self.unlabeled_batch_size = unlabeled_batch_size
+        self.labels = labels
 
     @property
     def num_classes(self) -> int:
@@ -109,6 +117,7 @@ class WSSSDataModule(L.LightningDataModule, ABC):
     def setup(self, stage: str | None = None) -> None:
         if stage in ("fit", None):
             self.train_set = self.dataset(self.train_split, train_transform(self.crop_size, self.resize_long))
+            self._add_labels()
             if self.unlabeled_batch_size:
                 self.unlabeled_set = self.dataset(self.train_split, weak_transform(self.crop_size, self.resize_long))
         if stage in ("fit", "validate", None):
@@ -116,6 +125,12 @@ class WSSSDataModule(L.LightningDataModule, ABC):
             self.val_set = self.dataset(self.val_split, with_mask=True)
         if stage in ("predict", None):
             self.predict_set = self.dataset(self.predict_split)
+
+    def _add_labels(self) -> None:
+        """Give the training set its labels, if there are any."""
+        if self.labels is not None:
+            names = [self.train_set.image_name(index) for index in range(len(self.train_set))]
+            self.train_set.labels = LabelFolder(self.labels, self.mask_ids, names)
 
     def train_dataloader(self) -> Any:
         labeled = self._train_loader(self.train_set, self.batch_size, self.seed)
@@ -196,6 +211,7 @@ class VOCDataModule(WSSSDataModule):
         predict_split: list to predict; by default ``val_split``.
         eval_batch_size: most photos a batch in validation and prediction; only photos of one size share a batch.
         unlabeled_batch_size: see :class:`WSSSDataModule`.
+        labels: folder of label images for training, see :class:`WSSSDataModule`.
     """
 
     def __init__(
@@ -214,6 +230,7 @@ class VOCDataModule(WSSSDataModule):
         predict_split: str | None = None,
         eval_batch_size: int = 1,
         unlabeled_batch_size: int = 0,
+        labels: str | None = None,
     ) -> None:
         super().__init__(
             class_names=check_class_names(VOC_CLASSES if classes is None else classes, VOC_CLASSES),
@@ -228,6 +245,7 @@ class VOCDataModule(WSSSDataModule):
             seed=seed,
             eval_batch_size=eval_batch_size,
             unlabeled_batch_size=unlabeled_batch_size,
+            labels=labels,
         )
         self.root = Path(root)
         self.tags = tags
@@ -258,6 +276,8 @@ class ShapesDataModule(WSSSDataModule):
         seed: seed of drawings, order and augmentation.
         eval_batch_size: most pictures a batch in validation and prediction.
         unlabeled_batch_size: see :class:`WSSSDataModule`.
+        labels: folder of label images for training, see :class:`WSSSDataModule`.
+        predict_split: ``"train"`` or ``"val"``; by default ``val``.
     """
 
     def __init__(
@@ -272,13 +292,15 @@ class ShapesDataModule(WSSSDataModule):
         seed: int = 0,
         eval_batch_size: int = 1,
         unlabeled_batch_size: int = 0,
+        labels: str | None = None,
+        predict_split: str | None = None,
     ) -> None:
         super().__init__(
             class_names=list(SHAPES_CLASSES),
             train_split="train",
             val_split="val",
             threshold_split=None,
-            predict_split=None,
+            predict_split=predict_split,
             crop_size=crop_size,
             resize_long=resize_long,
             batch_size=batch_size,
@@ -286,6 +308,7 @@ class ShapesDataModule(WSSSDataModule):
             seed=seed,
             eval_batch_size=eval_batch_size,
             unlabeled_batch_size=unlabeled_batch_size,
+            labels=labels,
         )
         self.lengths = {"train": train_length, "val": val_length}
         self.size = size

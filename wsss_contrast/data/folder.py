@@ -173,6 +173,7 @@ class FolderDataModule(WSSSDataModule):
             them.
         eval_batch_size: most photos a batch in validation and prediction; only photos of one size share a batch.
         unlabeled_batch_size: see :class:`WSSSDataModule`.
+        labels: folder of label images for training, see :class:`WSSSDataModule`.
     """
 
     def __init__(
@@ -188,6 +189,7 @@ class FolderDataModule(WSSSDataModule):
         on_error: OnError = "raise",
         eval_batch_size: int = 1,
         unlabeled_batch_size: int = 0,
+        labels: str | None = None,
     ) -> None:
         super().__init__(
             class_names=folder_classes(Path(root), classes),
@@ -202,6 +204,7 @@ class FolderDataModule(WSSSDataModule):
             seed=seed,
             eval_batch_size=eval_batch_size,
             unlabeled_batch_size=unlabeled_batch_size,
+            labels=labels,
         )
         self.root = Path(root)
         self.longest_side = longest_side
@@ -225,6 +228,7 @@ class FolderDataModule(WSSSDataModule):
         rank_zero_info(f"{self.root}: classes by id: " + ", ".join(f"{number} {name}" for number, name in names))
         if stage in ("fit", None):
             self.train_set = photos.view(train_transform(self.crop_size, self.resize_long))
+            self._add_labels()
             if self.unlabeled_batch_size:
                 self.unlabeled_set = photos.view(weak_transform(self.crop_size, self.resize_long))
         scored = scored and len(photos) > 0  # "skip" may have left out all masks

@@ -78,6 +78,34 @@ def pooled_labels(scores: Tensor, stride: int = 8) -> Tensor:
     return best_class(means).masked_fill(means.amax(dim=1) < EPS, NO_LABEL)
 
 
+def commonest_labels(labels: Tensor, stride: int) -> Tensor:
+    """The label of each block of pixels that most of its pixels have. Ties go to the lowest.
+
+    255 counts as a label of its own: a block that is mostly unsure is not labelled by a few pixels. Blocks at the lower
+    and the right border are cut off by the photo where its sides are no multiples of ``stride``.
+
+    Args:
+        labels: (N, H, W) int64 ids from 0 to 255.
+        stride: side of a block.
+
+    Returns:
+        (N, ceil(H / stride), ceil(W / stride)), int64.
+
+    Raises:
+        ValueError: a stride below 1.
+    """
+    if stride < 1:
+        raise ValueError(f"`stride` must be at least 1, got {stride}")
+    height, width = labels.shape[-2:]
+    # Pixels beyond the border have a label that is cut off below.
+    outside = NO_LABEL + 1
+    padded = F.pad(labels, (0, -width % stride, 0, -height % stride), value=outside)
+    blocks = padded.unflatten(2, (-1, stride)).unflatten(1, (-1, stride)).transpose(2, 3).flatten(3)
+    counts = torch.zeros(*blocks.shape[:3], outside + 1, dtype=torch.int32, device=labels.device)
+    counts.scatter_add_(3, blocks, torch.ones_like(blocks, dtype=torch.int32))
+    return counts[..., :outside].argmax(dim=3)
+
+
 def affinity_seeds(low: Tensor, high: Tensor) -> Tensor:
     """Labels of the pixels that two CRFs are sure of, for the pairs of PSA (Sec. 3.2).
 

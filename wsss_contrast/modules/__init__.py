@@ -1,9 +1,24 @@
 """LightningModules."""
 
+from .affinity_net import AffinityNet
+from .base import PairModule, WSSSModule
 from .cam import CAM
 from .csrm import CSRM, CSRMNetwork
+from .irnet import IRNet
 from .optim import parameter_groups, poly_decay
 from .puzzle_cam import PuzzleCAM
 from .seam import SEAM
 
-__all__ = ["CAM", "CSRM", "SEAM", "CSRMNetwork", "PuzzleCAM", "parameter_groups", "poly_decay"]
+__all__ = [
+    "CAM",
+    "CSRM",
+    "SEAM",
+    "AffinityNet",
+    "CSRMNetwork",
+    "IRNet",
+    "PairModule",
+    "PuzzleCAM",
+    "WSSSModule",
+    "parameter_groups",
+    "poly_decay",
+]

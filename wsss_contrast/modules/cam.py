@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import lightning as L
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -19,10 +17,10 @@ from wsss_contrast.metrics import THRESHOLDS, SeedCurve, SeedMIoU
 from wsss_contrast.nn import TimmBackbone
 from wsss_contrast.refine import Refiner, WorkerError, multi_scale_cams, pseudo_labels
 
-from .optim import parameter_groups, poly_decay
+from .base import WSSSModule
 
 
-class CAM(L.LightningModule):
+class CAM(WSSSModule):
     """Class activation maps of a classifier trained from tags, over any timm backbone.
 
     Batches are dicts: ``image`` (N, 3, H, W) normalised by ImageNet's mean and standard deviation, ``tags`` (N, K)
@@ -61,6 +59,10 @@ class CAM(L.LightningModule):
     refine: Refiner | None = None
     """Refines the masks that are predicted; not what validation scores. See :class:`~wsss_contrast.refine.Refiner`."""
 
+    make_labels: Callable[..., Tensor] | None = None
+    """Makes labels that are 255 where the maps are not sure, in the place of masks: a function like
+    :func:`~wsss_contrast.refine.irn_labels`, with its arguments. It is given ``refine``."""
+
     low_strides: Sequence[int] | None = None
     """Strides of the lower maps that a module of this kind needs; those before the last map by default."""
 
@@ -85,19 +87,14 @@ class CAM(L.LightningModule):
         flip: bool = True,
         tag_threshold: float = 0.5,
     ) -> None:
-        super().__init__()
+        super().__init__(lr, momentum, weight_decay)
         self.save_hyperparameters()
         if not 0 <= dropout < 1:
             raise ValueError(f"`dropout` must be in [0, 1), got {dropout}")
-        if lr <= 0:
-            raise ValueError(f"`lr` must be positive, got {lr}")
         if not scales or min(scales) <= 0:
             raise ValueError(f"`scales` must be positive and not empty, got {tuple(scales)}")
         if not 0 <= tag_threshold < 1:
             raise ValueError(f"`tag_threshold` must be in [0, 1), got {tag_threshold}")
-        self.lr = lr
-        self.momentum = momentum
-        self.weight_decay = weight_decay
         self.scales = tuple(scales)
         self.flip = flip
         self.tag_threshold = tag_threshold
@@ -131,7 +128,6 @@ class CAM(L.LightningModule):
 
     @property
     def heads(self) -> list[nn.Module]:
-        """The parts that are trained from scratch."""
         return [self.classifier]
 
     @property
@@ -167,9 +163,13 @@ class CAM(L.LightningModule):
     def masks(self, images: Tensor, seeds: Tensor, tags: Tensor, names: Sequence[str] | None = None) -> Tensor:
         """Class ids (N, H, W) of seeds at the background threshold, refined by ``refine`` if there is one.
 
-        ``names`` are those of the photos, for a refiner that wants them.
+        Where the module has ``make_labels``, what that gives instead. ``names`` are those of the photos, for a refiner
+        that wants them.
         """
         photos = as_photos(images) if self.refine is not None else images
+        if self.make_labels is not None:
+            made: Tensor = self.make_labels(photos, seeds, tags, refine=self.refine, names=names)
+            return made
         return pseudo_labels(photos, seeds, tags, self.background_threshold, refine=self.refine, names=names)
 
     def _masks_of(self, names: Sequence[str], images: Tensor, seeds: Tensor, tags: Tensor) -> Tensor:
@@ -246,11 +246,6 @@ class CAM(L.LightningModule):
         prediction = {"name": batch["name"], "mask": make if self.masks_later else make()}
         return prediction | ({"seeds": seeds, "tags": tags} if self.keep_seeds else {})
 
-    @property
-    def _data(self) -> Any:
-        """The trainer's data module, if there is one."""
-        return None if self._trainer is None else getattr(self._trainer, "datamodule", None)
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         names = getattr(self._data, "class_names", None)
         if names is not None:
@@ -260,12 +255,3 @@ class CAM(L.LightningModule):
         trained, given = checkpoint.get("class_names"), getattr(self._data, "class_names", None)
         if trained is not None and given is not None and trained != list(given):
             raise DataError(f"the checkpoint is of the classes {trained}, the data of {list(given)}")
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        groups = parameter_groups(self, self.heads, self.lr, self.weight_decay)
-        optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum)
-        steps = max(int(self.trainer.estimated_stepping_batches), 1)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": poly_decay(optimizer, steps), "interval": "step"},
-        }

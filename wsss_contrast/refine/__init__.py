@@ -6,10 +6,15 @@ from .multi_scale import merge_scales, multi_scale_cams, multi_scale_logits, str
 from .pixel_adaptive import PixelAdaptiveRefinement
 from .processes import WorkerError
 from .pseudo_labels import Refiner, pseudo_labels
+from .random_walk import IRN, PSA
 from .sepl import SEPL
+from .sure_labels import LABELS, irn_labels, psa_labels
 
 __all__ = [
     "CRF_SETTINGS",
+    "IRN",
+    "LABELS",
+    "PSA",
     "SEPL",
     "CRFSettings",
     "DenseCRF",
@@ -17,10 +22,12 @@ __all__ = [
     "Refiner",
     "WorkerError",
     "hard_unaries",
+    "irn_labels",
     "mean_field",
     "merge_scales",
     "multi_scale_cams",
     "multi_scale_logits",
+    "psa_labels",
     "pseudo_labels",
     "refiner",
     "soft_unaries",

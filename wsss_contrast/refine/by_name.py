@@ -10,6 +10,7 @@ from wsss_contrast.functional.sepl import POLICIES
 from .dense_crf import DenseCRF
 from .pixel_adaptive import PixelAdaptiveRefinement
 from .pseudo_labels import Refiner
+from .random_walk import IRN, PSA
 from .sepl import SEPL
 
 _SEPL = re.compile(rf"(?:(.+?)\+)?sepl:(?:({'|'.join(POLICIES)}):)?(.+)")
@@ -23,12 +24,14 @@ def refiner(name: str) -> Refiner | None:
             ``"crf:NAME"`` with those of a name in ``CRF_SETTINGS``, with the extra ``crf`` in a process for each CPU,
             which the ranks of a machine share; ``"sepl:FOLDER"`` or ``"sepl:POLICY:FOLDER"``, merging with the masks of
             a :class:`~wsss_contrast.data.SegmentFolder`, and ``"crf+sepl:FOLDER"``, merging after the dense CRF,
-            likewise after any other refiner; or ``"package.module.Name"``, a class or function of your own, which is
+            likewise after any other refiner; ``"psa:CHECKPOINT"`` or ``"irn:CHECKPOINT"``, the random walk of a trained
+            :class:`~wsss_contrast.modules.AffinityNet` or :class:`~wsss_contrast.modules.IRNet`; or
+            ``"package.module.Name"``, a class or function of your own, which is
             called without arguments and gives a refiner.
 
     Raises:
-        ValueError: an unknown name, one that can't be imported, one that gives no refiner, or a folder of masks that is
-            not there.
+        ValueError: an unknown name, one that can't be imported, one that gives no refiner, a folder of masks that is
+            not there, or a checkpoint that is missing or another.
     """
     if name == "none":
         return None
@@ -43,9 +46,14 @@ def refiner(name: str) -> Refiner | None:
     kind, _, settings = name.partition(":")
     if kind == "crf":
         return DenseCRF(settings or "ppc", processes=None)
+    if kind in ("psa", "irn") and settings:
+        return PSA.from_checkpoint(settings) if kind == "psa" else IRN.from_checkpoint(settings)
     module, _, attribute = name.rpartition(".")
     if not module or module.startswith("."):
-        known = "none, par, crf, crf:SETTINGS, sepl:FOLDER, crf+sepl:FOLDER or package.module.Name"
+        known = (
+            "none, par, crf, crf:SETTINGS, sepl:FOLDER, crf+sepl:FOLDER, psa:CHECKPOINT, irn:CHECKPOINT or "
+            "package.module.Name"
+        )
         raise ValueError(f"unknown refiner {name!r}; give {known}")
     try:
         make = getattr(importlib.import_module(module), attribute)

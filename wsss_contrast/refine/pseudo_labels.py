@@ -85,31 +85,13 @@ def pseudo_labels(
     high = background_threshold if foreground_threshold is None else foreground_threshold
     if not 0 <= background_threshold <= high < 1:
         raise ValueError(f"thresholds must be 0 <= low <= high < 1, got {background_threshold} and {high}")
-    if tags.shape != cams.shape[:2]:
-        raise ValueError(f"`tags` must be of shape {tuple(cams.shape[:2])} like the maps, got {tuple(tags.shape)}")
-    if refine is not None and (photos.dtype != torch.uint8 or photos.shape != (len(cams), 3, *cams.shape[2:])):
-        raise ValueError(
-            f"`photos` must be uint8 and of shape {(len(cams), 3, *cams.shape[2:])}, "
-            f"got {photos.dtype} and {tuple(photos.shape)}"
-        )
-    wants_names = getattr(refine, "wants_names", False)
-    if wants_names and (names is None or len(names) != len(cams)):
-        raise ValueError(f"the refiner {refine!r} wants the names of {len(cams)} photos, got {names}")
-    if cams.device.type == "cpu" and bool(cams.isnan().any()):
-        raise ValueError("`cams` have NaN values")
-    present = present_classes(tags)
-
-    def refined(scores: Tensor, times: int = 1) -> Tensor:
-        assert refine is not None
-        more: dict[str, Any] = {"names": [*(names or ())] * times} if wants_names else {}
-        return refine(photos.repeat(times, 1, 1, 1), scores, present.repeat(times, 1), **more)
-
-    cams = full_precision(cams).clamp(min=0)
+    cams, present = check_maps(photos, cams, tags, refine, names)
     if soft:
         cams = cams.masked_fill(~present[:, 1:, None, None], 0)
         scores = with_background(cams, max(high, EPS) / (1 - high) * power_background(cams, 1))
         if refine is not None:
-            scores = refined(scores).clamp(min=0).masked_fill(~present[:, :, None, None], 0)
+            (scores,) = refined(refine, photos, [scores], present, names)
+            scores = scores.clamp(min=0).masked_fill(~present[:, :, None, None], 0)
         background, best = scores[:, :1], scores[:, 1:].amax(dim=1, keepdim=True)
         total = scores.sum(dim=1, keepdim=True)
         counts = (((best > high) & (best > background)) | (best <= background_threshold)) & (total > 0)
@@ -120,12 +102,38 @@ def pseudo_labels(
 
     thresholds = [high] if high == background_threshold else [high, background_threshold]
     if refine is not None and getattr(refine, "keeps_constants", False):
-        cams, refine = refined(against(high))[:, 1:], None
-    if refine is None:
-        labels = [best_class(against(threshold), present) for threshold in thresholds]
-    else:  # together: a refiner with several processes then uses them for a single photo, too
-        times = len(thresholds)
-        scores = refined(torch.cat([against(threshold) for threshold in thresholds]), times)
-        labels = [best_class(of_threshold, present) for of_threshold in scores.split(len(cams))]
+        cams, refine = refined(refine, photos, [against(high)], present, names)[0][:, 1:], None
+    of_thresholds = [against(threshold) for threshold in thresholds]
+    if refine is not None:
+        of_thresholds = refined(refine, photos, of_thresholds, present, names)
+    labels = [best_class(scores, present) for scores in of_thresholds]
     foreground, background = labels[0], labels[-1]
     return torch.where(foreground > 0, foreground, torch.where(background == 0, 0, NO_LABEL))
+
+
+def check_maps(
+    photos: Tensor, cams: Tensor, tags: Tensor, refine: Refiner | None, names: Sequence[str] | None
+) -> tuple[Tensor, Tensor]:
+    """The maps without negative values, and the classes present; raises where something does not go together."""
+    if tags.shape != cams.shape[:2]:
+        raise ValueError(f"`tags` must be of shape {tuple(cams.shape[:2])} like the maps, got {tuple(tags.shape)}")
+    if refine is not None and (photos.dtype != torch.uint8 or photos.shape != (len(cams), 3, *cams.shape[2:])):
+        raise ValueError(
+            f"`photos` must be uint8 and of shape {(len(cams), 3, *cams.shape[2:])}, "
+            f"got {photos.dtype} and {tuple(photos.shape)}"
+        )
+    if getattr(refine, "wants_names", False) and (names is None or len(names) != len(cams)):
+        raise ValueError(f"the refiner {refine!r} wants the names of {len(cams)} photos, got {names}")
+    if cams.device.type == "cpu" and bool(cams.isnan().any()):
+        raise ValueError("`cams` have NaN values")
+    return full_precision(cams).clamp(min=0), present_classes(tags)
+
+
+def refined(
+    refine: Refiner, photos: Tensor, scores: Sequence[Tensor], present: Tensor, names: Sequence[str] | None
+) -> list[Tensor]:
+    """Several scores of the same photos, refined together: one with processes uses them for a single photo, too."""
+    times = len(scores)
+    more: dict[str, Any] = {"names": [*(names or ())] * times} if getattr(refine, "wants_names", False) else {}
+    all_scores = refine(photos.repeat(times, 1, 1, 1), torch.cat([*scores]), present.repeat(times, 1), **more)
+    return list(all_scores.tensor_split(times))

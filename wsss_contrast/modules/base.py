@@ -1,0 +1,90 @@
+"""What every module of the library shares."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from wsss_contrast.data import DataError
+from wsss_contrast.functional import commonest_labels
+
+from .optim import parameter_groups, poly_decay
+
+
+class WSSSModule(L.LightningModule):
+    """A LightningModule with the field's optimiser: rates by kind of parameter, and poly decay over the whole training.
+
+    A subclass gives ``training_step``, and :attr:`heads`.
+
+    Args:
+        lr: rate of weights; biases get twice, :attr:`heads` ten times that.
+        momentum: of SGD.
+        weight_decay: of weights; biases have none.
+
+    Raises:
+        ValueError: a rate that is not positive.
+    """
+
+    def __init__(self, lr: float, momentum: float, weight_decay: float) -> None:
+        super().__init__()
+        if lr <= 0:
+            raise ValueError(f"`lr` must be positive, got {lr}")
+        self.lr = lr
+        self.momentum = momentum
+        self.weight_decay = weight_decay
+
+    @property
+    def heads(self) -> list[nn.Module]:
+        """The parts that are trained from scratch."""
+        return []
+
+    @property
+    def _data(self) -> Any:
+        """The trainer's data module, if there is one."""
+        return None if self._trainer is None else getattr(self._trainer, "datamodule", None)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        groups = parameter_groups(self, self.heads, self.lr, self.weight_decay)
+        optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum)
+        steps = max(int(self.trainer.estimated_stepping_batches), 1)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": poly_decay(optimizer, steps), "interval": "step"},
+        }
+
+
+class PairModule(WSSSModule):
+    """What the modules share that learn from pairs of pixels: labels on disk, and no seeds.
+
+    Batches are dicts: ``image`` (N, 3, H, W) normalised by ImageNet's mean and standard deviation, and ``labels``
+    (N, H, W), ids and 255 for none, as data modules with a folder ``labels`` give them. There is no validation and no
+    ``predict``: the trained network refines what another module predicts.
+
+    A block of the network's stride has the label that most of its pixels have
+    (:func:`~wsss_contrast.functional.commonest_labels`).
+    """
+
+    def labels_of(self, batch: dict[str, Any], stride: int) -> Tensor:
+        """The labels of a batch at this stride.
+
+        Raises:
+            DataError: the batch has none.
+        """
+        if "labels" not in batch:
+            raise DataError(
+                f"{type(self).__name__} learns from label images, and the batch has no `labels`: give the data module "
+                "a folder `labels`, as `wsss-contrast predict --labels` writes it"
+            )
+        return commonest_labels(batch["labels"], stride)
+
+    def total(self, terms: dict[str, Tensor]) -> Tensor:
+        """The sum of named terms, which are logged."""
+        self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()})
+        loss = sum(terms.values())
+        assert isinstance(loss, Tensor)
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        return loss
