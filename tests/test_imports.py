@@ -37,6 +37,7 @@ PUBLIC = {
         "all_negatives",
         "among_highest",
         "assign_pixels",
+        "best_class",
         "candidate_scores",
         "candidate_scores_official",
         "choose",
