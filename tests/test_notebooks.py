@@ -20,7 +20,11 @@ each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
 def test_there_are_notebooks() -> None:
-    assert [path.stem for path in NOTEBOOKS] == ["callback_on_your_own_host", "losses_in_a_plain_loop"]
+    assert [path.stem for path in NOTEBOOKS] == [
+        "callback_on_your_own_host",
+        "csrm_from_tags_to_masks",
+        "losses_in_a_plain_loop",
+    ]
 
 
 @each

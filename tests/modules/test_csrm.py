@@ -202,6 +202,13 @@ def test_gradients_are_clipped(own: float | None, trainers: float | None, limit:
         assert norms == pytest.approx([limit] * len(norms), rel=1e-3)
 
 
+@pytest.mark.parametrize("thresholds", [(-0.1, 0.2), (0.4, 0.3), (0.5, 1.0), (0.36, None)])
+def test_thresholds_out_of_order(thresholds: tuple[float, float | None]) -> None:
+    low, high = thresholds
+    with pytest.raises(ValueError, match="thresholds must be 0 <= background <= foreground < 1"):
+        csrm(background_threshold=low, foreground_threshold=high)
+
+
 def test_a_limit_of_gradients_must_be_positive() -> None:
     with pytest.raises(ValueError, match="`max_grad_norm` must be positive or None, got 0"):
         csrm(max_grad_norm=0.0)

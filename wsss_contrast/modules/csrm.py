@@ -90,7 +90,7 @@ class CSRM(CAM):
 
     Raises:
         ValueError: ``start`` is no checkpoint, or of another network. No such file is a warning, and an error where a
-            training begins. A module among the options of ``loss``.
+            training begins. Thresholds out of order. A module among the options of ``loss``.
         DataError: where a training begins: ``start`` is of other classes.
     """
 
@@ -130,6 +130,8 @@ class CSRM(CAM):
             return (released if official else paper) if value is None else value
 
         self.delta = (background_threshold, chosen(foreground_threshold, 0.35, 0.30))
+        if not 0 <= self.delta[0] <= self.delta[1] < 1:
+            raise ValueError(f"thresholds must be 0 <= background <= foreground < 1, got {self.delta}")
         self.soft_labels = chosen(soft_labels, True, False)
         self.normalize_first = chosen(normalize_first, False, True)
         self.label_refiner = refiner(train_refine)
