@@ -60,8 +60,8 @@ class CAM(WSSSModule):
     """Refines the masks that are predicted; not what validation scores. See :class:`~wsss_contrast.refine.Refiner`."""
 
     make_labels: Callable[..., Tensor] | None = None
-    """Makes labels that are 255 where the maps are not sure, in the place of masks: a function like
-    :func:`~wsss_contrast.refine.irn_labels`, with its arguments. It is given ``refine``."""
+    """Makes labels that are 255 where the maps are not sure, in the place of masks. A function with the arguments of
+    :func:`~wsss_contrast.refine.irn_labels`, which is given the module's ``refine``."""
 
     low_strides: Sequence[int] | None = None
     """Strides of the lower maps that a module of this kind needs; those before the last map by default."""
