@@ -71,8 +71,8 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--steps",
         type=int,
-        default=160,
-        help="optimiser steps of each method; CSRM has half of these, from CAM's weights",
+        default=144,
+        help="optimiser steps of each method; CSRM has a third of these, from CAM's weights",
     )
     parser.add_argument("--seed", type=int, default=0, help="of pictures, weights, order and augmentation")
     parser.add_argument("--images", type=int, default=64, help="images that are scored, of each split")
@@ -104,7 +104,7 @@ def main(args: Sequence[str] | None = None) -> None:
         make_data,
         compared,
         options.out,
-        dict.fromkeys(compared, options.steps) | {"CSRM": (options.steps + 1) // 2},
+        dict.fromkeys(compared, options.steps) | {"CSRM": -(-options.steps // 3)},
         [options.seed],
         settings={"images": options.images},
         limit_val_batches=options.images,
