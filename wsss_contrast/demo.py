@@ -71,7 +71,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--steps",
         type=int,
-        default=144,
+        default=160,
         help="optimiser steps of each method; CSRM has a third of these, from CAM's weights",
     )
     parser.add_argument("--seed", type=int, default=0, help="of pictures, weights, order and augmentation")
