@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,25 @@ RADIUS = 5
 Network = TypeVar("Network", AffinityNetwork, InterPixelNetwork)
 
 
-class PSA:
+class _Walk(Generic[Network]):
+    """A network, and how its affinities are walked over."""
+
+    keeps_constants = True
+
+    def __init__(self, network: Network, beta: float, logt: int) -> None:
+        if not beta > 0:
+            raise ValueError(f"`beta` must be above 0, got {beta}")
+        if logt < 0:
+            raise ValueError(f"`logt` must not be negative, got {logt}")
+        self.network: Network = network.eval()
+        self.beta, self.logt = beta, logt
+        self._weights = _digest(network)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._weights}, beta={self.beta}, logt={self.logt})"
+
+
+class PSA(_Walk[AffinityNetwork]):
     """The random walk of PSA (Ahn and Kwak, CVPR 2018, Sec. 3.3), a :class:`~wsss_contrast.refine.Refiner`.
 
     Scores are averaged over blocks of 8 x 8 pixels, walk over the affinities of the network's features
@@ -40,13 +58,8 @@ class PSA:
         ValueError: beta or logt out of range.
     """
 
-    keeps_constants = True
-
     def __init__(self, network: AffinityNetwork, beta: float = 8, logt: int = 8) -> None:
-        _check(beta, logt)
-        self.network = network.eval()
-        self.beta, self.logt = beta, logt
-        self._weights = _digest(network)
+        super().__init__(network, beta, logt)
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, beta: float = 8, logt: int = 8) -> PSA:
@@ -56,9 +69,6 @@ class PSA:
             ValueError: the file is missing, damaged, or of another module or network; names it.
         """
         return cls(_from_checkpoint(AffinityNetwork, path, "affinity.", "AffinityNet"), beta, logt)
-
-    def __repr__(self) -> str:
-        return f"PSA({self._weights}, beta={self.beta}, logt={self.logt})"
 
     @torch.no_grad()
     def __call__(self, photos: Tensor, scores: Tensor, present: Tensor) -> Tensor:
@@ -74,7 +84,7 @@ class PSA:
         return refined
 
 
-class IRN:
+class IRN(_Walk[InterPixelNetwork]):
     """The random walk of IRN (Ahn et al., CVPR 2019, Sec. 5), a :class:`~wsss_contrast.refine.Refiner`.
 
     The scores of the classes present are averaged over blocks of 4 x 4 pixels and multiplied by one minus the
@@ -93,13 +103,8 @@ class IRN:
         ValueError: beta or logt out of range.
     """
 
-    keeps_constants = True
-
     def __init__(self, network: InterPixelNetwork, beta: float = 10, logt: int = 8) -> None:
-        _check(beta, logt)
-        self.network = network.eval()
-        self.beta, self.logt = beta, logt
-        self._weights = _digest(network)
+        super().__init__(network, beta, logt)
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, beta: float = 10, logt: int = 8) -> IRN:
@@ -109,9 +114,6 @@ class IRN:
             ValueError: the file is missing, damaged, or of another module or network; names it.
         """
         return cls(_from_checkpoint(InterPixelNetwork, path, "edge.", "IRNet"), beta, logt)
-
-    def __repr__(self) -> str:
-        return f"IRN({self._weights}, beta={self.beta}, logt={self.logt})"
 
     @torch.no_grad()
     def __call__(self, photos: Tensor, scores: Tensor, present: Tensor) -> Tensor:
@@ -130,13 +132,6 @@ class IRN:
             walked = _enlarged(walked, self.network.stride, scores)
             refined[index, classes] = walked / walked.amax().clamp(min=EPS)
         return refined
-
-
-def _check(beta: float, logt: int) -> None:
-    if not beta > 0:
-        raise ValueError(f"`beta` must be above 0, got {beta}")
-    if logt < 0:
-        raise ValueError(f"`logt` must not be negative, got {logt}")
 
 
 def _digest(network: nn.Module) -> str:
