@@ -36,4 +36,5 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(torch|lightning|torchmetrics|albumentations|A|L|nn|np|numpy)\..*"),
     (r"py:.*", r"(collections|contextlib|typing|pathlib|abc)\..*"),
     (r"py:class", r"Tensor|Path"),
+    (r"py:class", r"wsss_contrast\.(\w+\.)*_\w+"),  # private bases
 ]
