@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,37 +17,70 @@ import lightning as L
 import torch
 from photographs import ANIMALS, animals
 
-from wsss_contrast.comparison import Method, Run, Start, compare, table, train
+from wsss_contrast.comparison import Kept, Method, Run, compare, table, train
+from wsss_contrast.data import VOCDataModule
 from wsss_contrast.metrics import THRESHOLDS
 from wsss_contrast.modules import CAM, CSRM, PuzzleCAM
 
 
-def rows(
-    folder: Path, train_alone: Callable[[Method, int], object], alpha: float, warmup: float, common: dict[str, Any]
-) -> dict[str, Method]:
-    """The rows. Each begins with what the first has learnt; the terms come in the paper's order.
+def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of a table; with ``[]`` the defaults."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", nargs="+", help="only these")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--steps", type=int, default=200, help="of the start, and of each row from there")
+    parser.add_argument("--crop-size", type=int, default=192)
+    parser.add_argument("--batch-size", type=int, default=4, help="labelled photos, and as many unlabelled ones")
+    parser.add_argument("--alpha", type=float, default=0.25, help="of Puzzle-CAM; 4 is for thousands of steps")
+    parser.add_argument("--warmup", type=float, default=0.5, help="share of CSRM's steps; 1/15 is for several hundred")
+    parser.add_argument("--train-split", default="train_mini")
+    parser.add_argument("--precision", default="bf16-mixed", help="of training and scoring")
+    parser.add_argument("--out", type=Path, default=Path("runs/csrm_photographs"))
+    parser.add_argument(
+        "--weights", type=Path, default=Path("runs/weights"), help="for checkpoints of the start and CSRM"
+    )
+    return parser.parse_args(given)
 
-    Args:
-        folder: for the first row's checkpoints.
-        train_alone: trains a method with a seed.
-        alpha: of Puzzle-CAM.
-        warmup: of CSRM.
-        common: options of all modules.
-    """
+
+DEPENDS_ON = ("crop_size", "batch_size", "alpha", "warmup", "train_split", "precision")
+"""The options that a result depends on, beside the steps and the seed."""
+
+
+def photographs(options: argparse.Namespace, seed: int) -> VOCDataModule:
+    """The data of a run."""
+    halves = {"batch_size": options.batch_size, "unlabeled_batch_size": options.batch_size}
+    return animals(options.train_split, options.crop_size, seed, **halves)
+
+
+def rows(options: argparse.Namespace) -> dict[str, Method]:
+    """The rows. Each begins with what the first has learnt; the terms come in the paper's order."""
+    common: dict[str, Any] = {
+        "num_classes": len(ANIMALS),
+        "weights": "offline",
+        "weight_decay": 1e-4,
+        "scales": [1.0],
+    }
+    of_settings = "_".join(str(getattr(options, name)) for name in ("steps", *DEPENDS_ON))
+
+    def kept(method: Method, name: str) -> Kept[CAM]:
+        return Kept(method, options.weights / f"{name}_{of_settings}", train_alone)
+
+    def train_alone(method: Method, seed: int) -> None:
+        train(method, photographs(options, seed), options.steps, seed, precision=options.precision)
 
     def puzzle(_seed: int) -> tuple[CAM, list[L.Callback]]:
-        return PuzzleCAM(alpha=alpha, **common), []
+        return PuzzleCAM(alpha=options.alpha, **common), []
 
-    start = Start(puzzle, folder, train_alone)
+    start = kept(puzzle, "puzzle")
 
     def puzzle_again(seed: int) -> tuple[CAM, list[L.Callback]]:
-        path, module = start.checkpoint(seed), PuzzleCAM(alpha=alpha, **common)
+        path, module = start.checkpoint(seed), PuzzleCAM(alpha=options.alpha, **common)
         module.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["state_dict"])
         return module, []
 
-    def csrm(seed: int, without: Sequence[str] = (), **options: Any) -> tuple[CAM, list[L.Callback]]:
-        loss = {"weights": dict.fromkeys(without, 0.0), "warmup": warmup}
-        return CSRM(start=str(start.checkpoint(seed)), loss=loss, **options, **common), []
+    def csrm(seed: int, without: Sequence[str] = (), **more: Any) -> tuple[CAM, list[L.Callback]]:
+        loss = {"weights": dict.fromkeys(without, 0.0), "warmup": options.warmup}
+        return CSRM(start=str(start.checkpoint(seed)), loss=loss, **more, **common), []
 
     return {
         "Puzzle-CAM": start,
@@ -55,7 +88,7 @@ def rows(
         "L_s": partial(csrm, without=("seg_to_cam", "weak_to_strong", "contrast")),
         "+ L_s2c": partial(csrm, without=("weak_to_strong", "contrast")),
         "+ L_u": partial(csrm, without=("contrast",)),
-        "CSRM": csrm,
+        "CSRM": kept(csrm, "csrm"),
         "CSRM (official)": partial(csrm, compat="official"),
     }
 
@@ -71,39 +104,18 @@ def curves(results: dict[str, list[Run]], split: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", nargs="+", help="only these")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--steps", type=int, default=200, help="of the start, and of each row from there")
-    parser.add_argument("--crop-size", type=int, default=192)
-    parser.add_argument("--batch-size", type=int, default=4, help="labelled photos, and as many unlabelled ones")
-    parser.add_argument("--alpha", type=float, default=0.25, help="of Puzzle-CAM; 4 is for thousands of steps")
-    parser.add_argument("--warmup", type=float, default=0.5, help="share of CSRM's steps; 1/15 is for several hundred")
-    parser.add_argument("--train-split", default="train_mini")
-    parser.add_argument("--precision", default="bf16-mixed", help="of training and scoring")
-    parser.add_argument("--out", type=Path, default=Path("runs/csrm_photographs"))
-    args = parser.parse_args()
-
-    halves = {"batch_size": args.batch_size, "unlabeled_batch_size": args.batch_size}
-    make_data = partial(animals, args.train_split, args.crop_size, **halves)
-
-    def train_alone(method: Method, seed: int) -> None:
-        train(method, make_data(seed), args.steps, seed, precision=args.precision)
-
-    common = {"num_classes": len(ANIMALS), "weights": "offline", "weight_decay": 1e-4, "scales": [1.0]}
-    methods = rows(args.out / "start", train_alone, args.alpha, args.warmup, common)
+    args = arguments()
+    methods = rows(args)
     unknown = set(args.rows or methods) - set(methods)
     if unknown:
         raise SystemExit(f"unknown rows {sorted(unknown)}; there are {list(methods)}")
-
-    depends_on = ("crop_size", "batch_size", "alpha", "warmup", "train_split", "precision")
     results = compare(
-        make_data,
+        partial(photographs, args),
         {name: method for name, method in methods.items() if name in (args.rows or methods)},
         args.out,
         args.steps,
         args.seeds,
-        settings={name: getattr(args, name) for name in depends_on},
+        settings={name: getattr(args, name) for name in DEPENDS_ON},
         precision=args.precision,
     )
     print(table(results))

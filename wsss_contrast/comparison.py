@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import lightning as L
 import numpy as np
@@ -25,18 +25,23 @@ from torchmetrics.classification import MulticlassJaccardIndex
 
 from wsss_contrast import __version__
 from wsss_contrast.data import TaggedImageDataset, WSSSDataModule, as_photos, denormalize
-from wsss_contrast.modules import CAM
+from wsss_contrast.modules import CAM, WSSSModule
 from wsss_contrast.pictures import picture_sheet, png, write_atomically
 from wsss_contrast.refine import DenseCRF, pseudo_labels
 
-Method = Callable[[int], tuple[CAM, list[L.Callback]]]
+Module = TypeVar("Module", bound=WSSSModule)
+
+Making = Callable[[int], tuple[Module, list[L.Callback]]]
 """Makes the module of a seed's run and the callbacks to train it with."""
+
+Method = Making[CAM]
+"""The same of a module with seeds."""
 
 Masks = Sequence[NDArray[np.uint8]]
 
 
-class Start:
-    """A method whose trained weights others begin with: it leaves a checkpoint for each seed.
+class Kept(Generic[Module]):
+    """A method whose trained weights are wanted again: it leaves a checkpoint for each seed.
 
     Args:
         method: the method.
@@ -44,16 +49,18 @@ class Start:
         train_alone: trains a method with a seed; for a checkpoint that is missing although the method has its result.
     """
 
-    def __init__(self, method: Method, folder: Path, train_alone: Callable[[Method, int], object]) -> None:
+    def __init__(
+        self, method: Making[Module], folder: Path, train_alone: Callable[[Making[Module], int], object]
+    ) -> None:
         self.method, self.folder, self.train_alone = method, folder, train_alone
 
-    def __call__(self, seed: int) -> tuple[CAM, list[L.Callback]]:
+    def __call__(self, seed: int) -> tuple[Module, list[L.Callback]]:
         module, callbacks = self.method(seed)
         keep = LambdaCallback(on_train_end=lambda trainer, _: trainer.save_checkpoint(self._path(seed)))
         return module, [*callbacks, keep]
 
     def checkpoint(self, seed: int) -> Path:
-        """The seed's checkpoint. For the start of a method, which :func:`train` has just seeded."""
+        """The seed's checkpoint. For a method that begins with it, which :func:`train` has just seeded."""
         if not self._path(seed).is_file():
             self.train_alone(self, seed)
             L.seed_everything(seed, verbose=False)
@@ -197,7 +204,7 @@ def table(results: Mapping[str, Sequence[Run]]) -> str:
 _QUIET: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
 
 
-def train(method: Method, data: WSSSDataModule, steps: int, seed: int, **options: Any) -> CAM:
+def train(method: Making[Module], data: WSSSDataModule, steps: int, seed: int, **options: Any) -> Module:
     """Train a method as :func:`compare` does."""
     L.seed_everything(seed, verbose=False)
     module, callbacks = method(seed)

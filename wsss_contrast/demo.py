@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 
 from wsss_contrast.callbacks import PrototypeContrastCallback
-from wsss_contrast.comparison import Method, Start, compare, table, train
+from wsss_contrast.comparison import Kept, Method, compare, table, train
 from wsss_contrast.data import SHAPES_CLASSES, ShapesDataModule
 from wsss_contrast.modules import CAM, CSRM, SEAM
 from wsss_contrast.nn.backbone import OFFLINE_MODEL, require_offline_weights
@@ -40,7 +40,7 @@ def methods(steps: int, folder: Path, train_alone: Callable[[Method, int], objec
     def seam(_seed: int, *callbacks: PrototypeContrastCallback) -> tuple[CAM, list[L.Callback]]:
         return SEAM(view_size=VIEW_SIZE, dropout=0.0, warmup_steps=warmup_steps, **common), list(callbacks)
 
-    start = Start(lambda _seed: (CAM(dropout=0.0, **common), []), folder, train_alone)
+    start = Kept(lambda _seed: (CAM(dropout=0.0, **common), []), folder, train_alone)
 
     def csrm(seed: int) -> tuple[CAM, list[L.Callback]]:
         background, foreground = LABEL_THRESHOLDS
