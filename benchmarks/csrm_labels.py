@@ -9,9 +9,9 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
+import csrm_photographs
 import lightning as L
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from photographs import ANIMALS, animals
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from wsss_contrast.comparison import Kept
 from wsss_contrast.functional import NO_LABEL
 from wsss_contrast.metrics import segmentation_scores
 from wsss_contrast.modules import CSRM
@@ -47,16 +48,18 @@ class Timed(CSRM):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--start", type=Path, default=Path("runs/csrm_photographs/start/0.ckpt"))
     parser.add_argument("--crop-size", type=int, default=192)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--images", type=int, default=100)
     args = parser.parse_args()
+    start = csrm_photographs.rows(csrm_photographs.arguments([]))["Puzzle-CAM"]
+    assert isinstance(start, Kept)
+    weights = str(start.checkpoint(0))
     print("| `train_refine` | preset | pixels with a label | of these right | their mIoU | share of a step |")
     print("|---|---|---:|---:|---:|---:|")
     for compat in ("official", "paper"):
         for refine in ("none", "par", "crf"):
-            model = Timed(len(ANIMALS), str(args.start), compat, train_refine=refine, weights="offline", scales=[1.0])
+            model = Timed(len(ANIMALS), weights, compat, train_refine=refine, weights="offline", scales=[1.0])
             low, middle, high = statistics.quantiles(shares(model, args), n=4)
             labelled, right, miou = quality(model, args)
             print(

@@ -24,15 +24,14 @@ from wsss_contrast.modules import SEAM
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", type=Path, default=Path("runs/refinement/seam_ppc.pt"))
+    parser.add_argument("--weights", type=Path, default=Path("runs/weights/seam_ppc_0_310_224_112/0.ckpt"))
     parser.add_argument(
         "--views", type=int, nargs="+", default=[224, 192, 160, 128, 112], help="the first is the source"
     )
     parser.add_argument("--images", type=int, default=150)
     args = parser.parse_args()
 
-    model = SEAM(num_classes=len(ANIMALS), weights="offline").eval()
-    model.load_state_dict(torch.load(args.weights, weights_only=True))
+    model = SEAM.load_from_checkpoint(args.weights, map_location="cpu", weights_only=True).eval()
     data = animals("train_mini", args.views[0], seed=0)
     data.setup("validate")
     photos = data.val_sets["train"]
