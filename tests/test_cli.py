@@ -165,6 +165,18 @@ def check_predict(voc_root: Path, monkeypatch: pytest.MonkeyPatch, *args: str, *
     assert contents("merged").keys() == {"a_1.png", "a_2.png", "made_by.json"}
     assert all(len(np.unique(np.asarray(Image.open(f"merged/{name}.png")))) == 1 for name in ("a_1", "a_2"))
 
+    # Another threshold than the one that validation has chosen.
+    assert images_of(predict("low", "--refine=none", "--threshold=0")) != images_of(plain)
+    predict("high", "--refine=none", "--threshold=0.999")
+    assert seen_ids("high") - {0} <= seen_ids("plain")
+    assert json.loads(Path("high/made_by.json").read_text())["threshold"] == "0.999"
+    with pytest.raises(SystemExit, match=r"^wsss-contrast: high: has masks of another .*: threshold;"):
+        predict("high", "--refine=none")
+    with pytest.raises(SystemExit, match=r"^wsss-contrast: --threshold must be in \[0, 1\), got 1.0$"):
+        predict("nonsense", "--threshold=1")
+    with pytest.raises(SystemExit, match=r"^wsss-contrast: --threshold is of masks; the labels have"):
+        predict("nonsense", "--threshold=0.2", "--labels=irn")
+
     # Soft maps, and scores of what was written.
     soft = predict("soft", **{"masks.soft": "true"})
     assert soft.keys() == first.keys() | {"a_1.npz", "a_2.npz", "a_3.npz"}
@@ -386,6 +398,14 @@ def test_from_maps_to_walked_masks(method: str, folder: Path, monkeypatch: pytes
     assert re.fullmatch(rf"{method.upper()}\([0-9a-f]{{64}}, beta=\d+, logt=8\)", refined_by("walked"))
     of_shapes(monkeypatch, "predict", "CAM", **cam, **{"refine": "none", "masks.out": "seeds"})
     assert images_of(contents("walked")) != images_of(contents("seeds"))
+    for index in range(2):  # one segment, of all pixels: a mask has one id
+        Path("sam").mkdir(exist_ok=True)
+        Path(f"sam/val_{index:05d}.json").write_text(json.dumps([{"size": [48, 48], "counts": [0, 48 * 48]}]))
+    of_shapes(
+        monkeypatch, "predict", "CAM", **walked | {"refine": f"{walked['refine']}+sepl:sam", "masks.out": "merged"}
+    )
+    assert contents("merged").keys() == contents("walked").keys()
+    assert all(len(np.unique(np.asarray(Image.open(f"merged/val_{index:05d}.png")))) == 1 for index in range(2))
 
     # The training goes on. Other weights are another refiner, also in a file of the same name.
     more = {"data.labels": "labels", "ckpt_path": trained, "trainer.max_epochs": "2"}

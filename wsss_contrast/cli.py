@@ -47,6 +47,12 @@ class WSSSCommandLine(LightningCLI):
                 "a module in this folder)",
             )
             parser.add_argument(
+                "--threshold",
+                type=float | None,
+                help="the score that a class must exceed at a pixel of a mask, 0 to 1; by default what validation has "
+                "chosen for bare seeds. Walked scores may want another, IRN's own is 0.25",
+            )
+            parser.add_argument(
                 "--labels",
                 choices=("none", *LABELS),
                 default="none",
@@ -97,7 +103,12 @@ class WSSSCommandLine(LightningCLI):
     def before_predict(self) -> None:
         self._need_checkpoint()
         self._need_maps()
-        labels = self.config["predict"]["labels"]
+        labels, threshold = self.config["predict"]["labels"], self.config["predict"]["threshold"]
+        if threshold is not None and labels != "none":
+            sys.exit("wsss-contrast: --threshold is of masks; the labels have thresholds of their own")
+        if threshold is not None and not 0 <= threshold < 1:
+            sys.exit(f"wsss-contrast: --threshold must be in [0, 1), got {threshold}")
+        self.model.threshold = threshold
         self.model.make_labels = LABELS.get(labels)
         try:
             self.model.refine = refiner(

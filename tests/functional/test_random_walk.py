@@ -178,6 +178,8 @@ MAPS, AFFINITY = torch.zeros(2, 3, 6, 9), torch.zeros(2, 34, 6, 9)
         ((MAPS, AFFINITY, 5, 0), "`beta` must be above 0, got 0"),
         ((MAPS, AFFINITY, 5, float("nan")), "`beta` must be above 0, got nan"),
         ((MAPS, AFFINITY, 5, 8, -1), "`logt` must not be negative, got -1"),
+        ((MAPS, AFFINITY - 0.25), "`affinity` must not be negative or NaN, its lowest value is -0.25"),
+        ((MAPS, AFFINITY + torch.nan), "`affinity` must not be negative or NaN, its lowest value is nan"),
     ],
 )
 def test_arguments_that_do_not_go_together(arguments: tuple[Any, ...], message: str) -> None:

@@ -420,3 +420,26 @@ def test_every_trained_parameter_gets_a_gradient() -> None:
     backbone(torch.randn(2, 3, 64, 64))[0].square().sum().backward()
     assert not [name for name, p in backbone.named_parameters() if p.requires_grad and p.grad is None]
     assert [name for name, p in backbone.named_parameters() if not p.requires_grad]
+
+
+def test_depthwise_convolutions_learn_in_float32_on_a_cpu() -> None:
+    """Under autocast their gradient is several times slower in bfloat16. What does not learn takes bfloat16."""
+    backbone = TimmBackbone("test_efficientnet", None, output_stride=None)
+    made: dict[bool, set[torch.dtype]] = {}
+
+    def note(module: nn.Conv2d, _inputs: object, output: Tensor) -> None:
+        made.setdefault(module.groups > 1, set()).add(output.dtype)
+
+    for module in backbone.net.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(note)
+    images = torch.randn(1, 3, 64, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        backbone(images)[0].float().sum().backward()
+        assert made == {True: {torch.float32}, False: {torch.bfloat16}}
+        made.clear()
+        with torch.no_grad():
+            backbone(images)
+        assert made == {True: {torch.bfloat16}, False: {torch.bfloat16}}
+    made.clear()
+    assert backbone.bfloat16()(images.bfloat16())[0].dtype == torch.bfloat16

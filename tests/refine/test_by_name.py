@@ -94,6 +94,16 @@ def test_sepl_without_its_folder(tmp_path: Path) -> None:
             refiner(name)
     with pytest.raises(ValueError, match="unknown refiner 'pars'"):
         refiner(f"pars+sepl:{tmp_path}")
+    with pytest.raises(ValueError, match=r"'sepl:min_iou:sam': .* no folder min_iou:sam, .* max_iou, max_iou_imp"):
+        refiner("sepl:min_iou:sam")
+
+
+def test_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sam").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert repr(refiner("sepl:max_iou:~/sam")) == repr(SEPL(SegmentFolder(tmp_path / "sam"), "max_iou"))
+    with pytest.raises(ValueError, match=f"^{tmp_path}/last.ckpt: no such checkpoint"):
+        refiner("irn:~/last.ckpt")
 
 
 UNKNOWN = ["pars", "", "None", "PAR", "par:3", "crfs", "crfs:psa", ".Mine", ".mine.Mine", "sepl", "sepl:", "par+sepl:"]

@@ -134,7 +134,8 @@ class MaskWriter(BasePredictionWriter):
 
     def _made_by(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, str]:
         """What the masks depend on, beside the photos."""
-        data, labels = _data(trainer), getattr(pl_module, "make_labels", None)
+        data = _data(trainer)
+        given = {"labels": getattr(pl_module, "make_labels", None), "threshold": getattr(pl_module, "threshold", None)}
         return {
             "module": type(pl_module).__qualname__,
             "weights": digest(pl_module.state_dict().items()),
@@ -143,7 +144,7 @@ class MaskWriter(BasePredictionWriter):
             "soft": str(self.soft),
             "ids": str(getattr(data, "mask_ids", None)),
             "data": str(getattr(data, "mask_options", {})),
-        } | ({} if labels is None else {"labels": _ADDRESS.sub("", repr(labels))})
+        } | {name: _ADDRESS.sub("", repr(value)) for name, value in given.items() if value is not None}
 
     def write_on_batch_end(
         self,

@@ -96,14 +96,18 @@ def commonest_labels(labels: Tensor, stride: int) -> Tensor:
     """
     if stride < 1:
         raise ValueError(f"`stride` must be at least 1, got {stride}")
-    height, width = labels.shape[-2:]
-    # Pixels beyond the border have a label that is cut off below.
-    outside = NO_LABEL + 1
-    padded = F.pad(labels, (0, -width % stride, 0, -height % stride), value=outside)
-    blocks = padded.unflatten(2, (-1, stride)).unflatten(1, (-1, stride)).transpose(2, 3).flatten(3)
-    counts = torch.zeros(*blocks.shape[:3], outside + 1, dtype=torch.int32, device=labels.device)
-    counts.scatter_add_(3, blocks, torch.ones_like(blocks, dtype=torch.int32))
-    return counts[..., :outside].argmax(dim=3)
+    size = (len(labels), *(-(-side // stride) for side in labels.shape[-2:]))
+    share, commonest = (
+        torch.zeros(size, device=labels.device),
+        torch.zeros(size, dtype=torch.int64, device=labels.device),
+    )
+    for (
+        label
+    ) in labels.unique().tolist():  # one after the other: counts of 256 ids at once take sixteen times the memory
+        of_label = F.avg_pool2d((labels == label).float(), stride, ceil_mode=True)
+        more = of_label > share
+        share, commonest = torch.where(more, of_label, share), commonest.masked_fill(more, label)
+    return commonest
 
 
 def affinity_seeds(low: Tensor, high: Tensor) -> Tensor:

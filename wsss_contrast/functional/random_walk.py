@@ -32,7 +32,8 @@ def random_walk(maps: Tensor, affinity: Tensor, radius: int = 5, beta: float = 8
         (N, C, h, w), between the lowest and the highest value of each map. Constant.
 
     Raises:
-        ValueError: an affinity that does not go with the maps and the radius; beta or logt out of range.
+        ValueError: an affinity that does not go with the maps and the radius, or is negative or NaN (looked for on the
+            CPU only); beta or logt out of range.
     """
     if not beta > 0:
         raise ValueError(f"`beta` must be above 0, got {beta}")
@@ -69,6 +70,8 @@ def _weights(maps: Tensor, affinity: Tensor, radius: int) -> Tensor:
             f"{' or '.join(map(str, sizes))}, got {tuple(affinity.shape)}"
         )
     affinity = affinity.to(full_precision(maps).dtype)
+    if affinity.device.type == "cpu" and not bool((affinity >= 0).all()):
+        raise ValueError(f"`affinity` must not be negative or NaN, its lowest value is {float(affinity.min()):.3g}")
     if affinity.shape[2:] != sizes[0]:
         return F.pad(affinity, (reach, reach, 0, reach)).flatten(2)
     weights = torch.zeros_like(affinity)

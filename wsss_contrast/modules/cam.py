@@ -63,6 +63,9 @@ class CAM(WSSSModule):
     """Makes labels in the place of masks, 255 where the maps are not sure. It takes the arguments of
     :func:`~wsss_contrast.refine.irn_labels`, ``refine`` among them."""
 
+    threshold: float | None = None
+    """The background threshold of masks in the place of the one that validation has chosen, which is for bare seeds."""
+
     low_strides: Sequence[int] | None = None
     """Strides of the lower maps that a module of this kind needs; those before the last map by default."""
 
@@ -170,7 +173,8 @@ class CAM(WSSSModule):
         if self.make_labels is not None:
             made: Tensor = self.make_labels(photos, seeds, tags, refine=self.refine, names=names)
             return made
-        return pseudo_labels(photos, seeds, tags, self.background_threshold, refine=self.refine, names=names)
+        threshold = self.background_threshold if self.threshold is None else self.threshold
+        return pseudo_labels(photos, seeds, tags, threshold, refine=self.refine, names=names)
 
     def _masks_of(self, names: Sequence[str], images: Tensor, seeds: Tensor, tags: Tensor) -> Tensor:
         try:

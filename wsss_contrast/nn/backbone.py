@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,21 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN
 from timm.data.constants import IMAGENET_DEFAULT_STD as IMAGENET_STD
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
 
 OFFLINE_MODEL = "tf_efficientnet_lite0"
+
+
+class _DepthwiseInFloat32(TorchFunctionMode):
+    """Depthwise convolutions without autocast: on a CPU their gradient has no fast kernel in half precision."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is F.conv2d and args[1].shape[1] == 1:
+            with torch.autocast("cpu", enabled=False):
+                return func(args[0].float(), *args[1:], **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
 
 
 class TimmBackbone(nn.Module):
@@ -133,7 +147,9 @@ class TimmBackbone(nn.Module):
                 max(round(side / patch), 1) * patch for side, patch in zip(images.shape[2:], self._patch, strict=True)
             ]
             images = F.interpolate(images, size=sides, mode="bilinear", align_corners=False)
-        last, maps = self.net.forward_intermediates(images, indices=self._levels, output_fmt="NCHW")
+        slow = images.device.type == "cpu" and torch.is_autocast_enabled("cpu") and torch.is_grad_enabled()
+        with _DepthwiseInFloat32() if slow else nullcontext():
+            last, maps = self.net.forward_intermediates(images, indices=self._levels, output_fmt="NCHW")
         if last.dim() == 3:  # tokens of a transformer: (N, prefix + h w, C)
             height, width = maps[-1].shape[-2:]
             last = last[:, -height * width :].transpose(1, 2).unflatten(2, (height, width))

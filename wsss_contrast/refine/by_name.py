@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+from pathlib import Path
 
 from wsss_contrast.functional.sepl import POLICIES
 
@@ -41,13 +42,20 @@ def refiner(name: str) -> Refiner | None:
     if sepl is not None:
         from wsss_contrast.data import SegmentFolder  # here: data needs libraries that the other refiners do not
 
-        before, policy, folder = sepl.groups()
+        before, policy, given = sepl.groups()
+        folder = Path(given).expanduser()
+        if policy is None and ":" in given and not folder.is_dir():
+            policies = ", ".join(POLICIES)
+            raise ValueError(
+                f"refiner {name!r}: there is no folder {given}, nor such a policy; policies are {policies}"
+            )
         return SEPL(SegmentFolder(folder), policy or "max_iou_imp2", None if before is None else refiner(before))
     kind, _, settings = name.partition(":")
     if kind == "crf":
         return DenseCRF(settings or "ppc", processes=None)
     if kind in ("psa", "irn") and settings:
-        return PSA.from_checkpoint(settings) if kind == "psa" else IRN.from_checkpoint(settings)
+        walk: type[PSA | IRN] = PSA if kind == "psa" else IRN
+        return walk.from_checkpoint(Path(settings).expanduser())
     module, _, attribute = name.rpartition(".")
     if not module or module.startswith("."):
         known = (
