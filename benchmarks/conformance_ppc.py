@@ -48,8 +48,8 @@ def eps_file(reference: Any, folder: Path) -> Cases:
     return {
         "ppc functions": lambda case: check_functions(case, contrast_of(r), r["ppc"], OF_EPS),
         "ppc module": lambda case: check_module(case, contrast_of(r), r["ppc"], {"total_w": r["ppc_grad_total"]}),
-        "saliency": "not yet",
-        "seam": "not yet",
+        "saliency": lambda case: check_saliency(case, r),
+        "seam": lambda case: check_eps_variant(case, r),
     }
 
 
@@ -221,6 +221,42 @@ def check_seam(case: Case, reference: Mapping[str, Any]) -> None:
         case.gradients(name, ours[name], leaves, reference["seam_grad"][name])
 
 
+def check_saliency(case: Case, reference: Mapping[str, Any]) -> None:
+    """EPS's loss of raw and of refined maps, with its gradient."""
+    inputs, tags, variant = reference["inputs"], reference["inputs"]["label20"], reference["seam_eps_variant"]
+    maps = {f"cam{n}": inputs[f"cam_logit{n}"] for n in "12"} | {f"rv{n}": variant[f"cam_rv{n}"] for n in "12"}
+    for name, expected in reference["eps"].items():
+        kind = name.split("_")[0]
+        cams = maps[kind].clone().requires_grad_()
+        saliency = inputs["saliency2" if kind.endswith("2") else "saliency"]
+        loss = losses.SaliencyLoss(expected["tau"], expected["lam"])
+        settings = (loss.overlap_threshold, loss.mixing, loss.background)
+        small = functional.nearest_labels(saliency[:, 0], (cams.shape[-2], cams.shape[-1]))
+        estimate = functional.estimate_saliency(cams, tags, small, *settings)
+        ours = {"pred": estimate.saliency, "fg_map": estimate.foreground, "bg_map": 1 - estimate.background}
+        ours = {key: value[:, None] for key, value in ours.items()}
+        ours |= {"overlap": estimate.overlap, "loss": loss(cams, tags, saliency)}
+        labelled = {f"{name} {key}": value for key, value in ours.items()}
+        case.values(labelled, {f"{name} {key}": expected[key] for key in ours})
+        case.gradients(f"{name} loss", ours["loss"], {"cam": cams}, {"cam": expected["grad_cam"]})
+
+
+def check_eps_variant(case: Case, reference: Mapping[str, Any]) -> None:
+    """SEAM's terms at the features' size, the background last; but ECR, which has a defect there."""
+    inputs, tags = reference["inputs"], reference["inputs"]["label20"]
+    ours: dict[str, Tensor] = {}
+    cams = []
+    for n in "12":
+        cams.append(inputs[f"cam_logit{n}"][:, :-1])
+        # Background first here, last there.
+        refined = functional.pixel_correlation(functional.correlation_input(cams[-1]), inputs[f"pcm_feat{n}"])
+        ours[f"cam_rv{n}"] = functional.with_background(refined[:, 1:], refined[:, :1], -1)
+        ours[f"loss_cls{n}"] = losses.MultilabelSoftMargin()(cams[-1], tags)
+        ours[f"loss_rvmin{n}"] = losses.MinPooling()(refined[:, 1:], tags)
+    ours["loss_er"] = losses.EquivariantRegularization()(*cams, tags)
+    case.values(ours, reference["seam_eps_variant"])
+
+
 # --- inference, metric, optimiser ----------------------------------------------------------------------
 
 
@@ -248,11 +284,16 @@ def merge_file(reference: Any, folder: Path) -> Cases:
         compare(case, multi_scale_cams(host, photo, tags, reference["scales"]))
         case.values({"asked": torch.tensor(sorted(asked))}, {"asked": torch.arange(len(maps))})
 
+    def eps(case: Case) -> None:
+        # EPS's maps are probabilities. Those of the file are not, and the library's `max` takes no negative ones.
+        merged = merge_scales(unflipped, tags, size, normalize="max")
+        case.values({"eps": merged[0]}, {"eps": reference["eps_norm_cam"].clamp(min=0)})
+
     unflipped = [m.flip(-1) if i % 2 else m for i, m in enumerate(maps)]
     return {
         "merge": lambda case: compare(case, merge_scales(unflipped, tags, size)),
         "multi-scale": inference,
-        "EPS merge": "not yet",
+        "EPS merge": eps,
     }
 
 

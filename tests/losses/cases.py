@@ -166,6 +166,11 @@ def _contrast_with_memory(images: int) -> Case:
     return Case(losses.PrototypeContrast(top_k=4, bank=bank), inputs, {"draws": draws(inputs)})
 
 
+def _saliency(images: int) -> Case:
+    cams, saliency, tags = _maps(21, (images, 4, 3, 4), (images, 1, 6, 8))
+    return Case(losses.SaliencyLoss(0.1), (cams, tags), {"saliency": saliency.detach().sigmoid()})
+
+
 def _labels(seed: int, images: int, classes: int = 4) -> Tensor:
     """6 x 5, about a quarter of them 255."""
     generator = torch.Generator().manual_seed(seed)
@@ -243,6 +248,7 @@ CASES: dict[str, Callable[[int], Case]] = {
     ),
     "multilabel_soft_margin": lambda n: Case(losses.MultilabelSoftMargin(), _maps(5, (n, 3, 4, 3))),
     "multilabel_soft_margin_smoothed": lambda n: Case(losses.MultilabelSoftMargin(0.1), _maps(5, (n, 3, 4, 3))),
+    "saliency": _saliency,
     "reliable_segmentation": lambda n: Case(losses.ReliableSegmentation(), (_maps(8, (n, 4, 3, 4))[0], _labels(8, n))),
     "reliable_segmentation_official": lambda n: Case(
         losses.ReliableSegmentation(0.1, per_image=False), (_maps(8, (n, 4, 3, 4))[0], _labels(8, n))

@@ -57,6 +57,7 @@ from .permutohedral import PermutohedralLattice
 from .pixel_adaptive import neighbour_offsets, pixel_affinity, propagate
 from .puzzle import merge_tiles, puzzle_alpha, puzzle_reconstruction, tile
 from .random_walk import random_walk
+from .saliency import SaliencyEstimate, estimate_saliency, saliency_loss
 from .seam import (
     correlation_input,
     equivariant_cross_regularization,
@@ -74,6 +75,7 @@ __all__ = [
     "NO_LABEL",
     "PairLabels",
     "PermutohedralLattice",
+    "SaliencyEstimate",
     "affinity_nll",
     "affinity_offsets",
     "affinity_seeds",
@@ -95,6 +97,7 @@ __all__ = [
     "equivariant_cross_regularization",
     "equivariant_regularization",
     "estimate_prototypes",
+    "estimate_saliency",
     "feature_affinity",
     "full_precision",
     "global_average_pool",
@@ -125,6 +128,7 @@ __all__ = [
     "quantile",
     "random_walk",
     "resize",
+    "saliency_loss",
     "sample_pixels",
     "sample_pixels_official",
     "segment_pixels",

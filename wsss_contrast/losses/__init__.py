@@ -10,6 +10,7 @@ from .multilabel_soft_margin import MultilabelSoftMargin
 from .prototype_contrast import PixelDraws, PrototypeContrast
 from .puzzle import PuzzleReconstruction
 from .reliable_segmentation import ReliableSegmentation
+from .saliency import SaliencyLoss
 from .semantic_affinity import SemanticAffinity
 from .unreliable_contrast import ContrastDraws, UnreliablePixelContrast
 from .weak_to_strong import WeakToStrong
@@ -30,6 +31,7 @@ __all__ = [
     "PrototypeContrast",
     "PuzzleReconstruction",
     "ReliableSegmentation",
+    "SaliencyLoss",
     "SemanticAffinity",
     "UnreliablePixelContrast",
     "WeakToStrong",
