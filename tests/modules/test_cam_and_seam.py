@@ -17,7 +17,7 @@ from wsss_contrast import functional
 from wsss_contrast.data import ViewTransform
 from wsss_contrast.functional import resize, valid_pixels, view_matrix, warp
 from wsss_contrast.metrics import SeedCurve, SeedMIoU
-from wsss_contrast.modules import CAM, SEAM
+from wsss_contrast.modules import CAM, EPS, SEAM
 
 from .tiny import CLASSES, MODULES, OPTIONS, RandomPhotos, batch, cam, loader, seam, trainer
 
@@ -38,9 +38,10 @@ def seeded() -> Iterator[None]:
 
 @each
 @pytest.mark.parametrize(("output_stride", "side"), [(16, 4), (None, 2)])
-def test_forward_gives_maps_of_the_foreground(make: Make, output_stride: int | None, side: int) -> None:
-    module = make(output_stride=output_stride)
-    assert module(batch()["image"]).shape == (2, CLASSES, side, side)
+def test_forward_gives_maps_of_the_classes(make: Make, output_stride: int | None, side: int) -> None:
+    module, images = make(output_stride=output_stride), batch()["image"]
+    assert module(images).shape == (2, CLASSES + (module.background is not None), side, side)
+    assert module.raw_maps(images).shape == (2, CLASSES, side, side)
 
 
 @each
@@ -51,7 +52,7 @@ def test_seed_maps_and_seeds(make: Make) -> None:
     assert float(maps.detach().min()) >= 0
     seeds = module.seeds(data["image"], data["tags"])
     assert seeds.shape == (2, CLASSES, 64, 64)
-    assert torch.all(seeds[data["tags"] == 0] == -1)
+    assert torch.all(seeds[data["tags"] == 0] == (0 if isinstance(module, EPS) else -1))  # what they are divided by
     assert torch.all(seeds[data["tags"] == 1].amax(dim=(1, 2)) > 0.99)
 
 
@@ -236,14 +237,15 @@ def test_refined_maps_of_a_moved_view_ignore_what_lies_outside() -> None:
 def test_taps_name_submodules_that_fire(make: Make) -> None:
     module, fired = make(), {}
     taps = module.regularizer_taps
-    for name in ("features", "cams"):
+    for name in ("features", *(["cams"] if isinstance(taps["cams"], str) else [])):
         module.get_submodule(taps[name]).register_forward_hook(
             lambda _, __, output, name=name: fired.update({name: output})
         )
     module.log = module.log_dict = lambda *args, **kwargs: None
     module.training_step(batch())
     assert fired["features"].shape[1] == taps["in_channels"]
-    assert fired["cams"].shape[1] == CLASSES + (taps["background"] is not None)
+    cams = fired["cams"] if "cams" in fired else taps["cams"]({"classifier": module(batch()["image"])})
+    assert cams.shape[1] == CLASSES + (taps["background"] is not None)
 
 
 # --- fit

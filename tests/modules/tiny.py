@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from wsss_contrast.modules import CAM, SEAM, PuzzleCAM
+from wsss_contrast.modules import CAM, EPS, SEAM, PuzzleCAM
 
 CLASSES = 3
 OPTIONS: dict[str, Any] = {"backbone": "test_resnet", "weights": None, "scales": (1.0,), "flip": False}
@@ -28,7 +28,11 @@ def puzzle_cam(**options: Any) -> PuzzleCAM:
     return PuzzleCAM(CLASSES, **OPTIONS | options)
 
 
-MODULES = {"CAM": cam, "SEAM": seam, "PuzzleCAM": puzzle_cam}
+def eps(**options: Any) -> EPS:
+    return EPS(CLASSES, **OPTIONS | options)
+
+
+MODULES = {"CAM": cam, "SEAM": seam, "PuzzleCAM": puzzle_cam, "EPS": eps}
 
 
 class RandomPhotos(Dataset):
@@ -51,6 +55,7 @@ class RandomPhotos(Dataset):
             "image": self.images[index],
             "tags": self.tags[index],
             "mask": self.masks[index],
+            "saliency": (self.masks[index] > 0)[None].float(),
             "name": f"photo_{index}",
         }
 

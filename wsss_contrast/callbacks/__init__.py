@@ -6,6 +6,7 @@ from .mask_writer import MaskWriter
 from .optimizers import OptimizerError
 from .prototype_contrast import PrototypeContrastCallback
 from .regularizer import RegularizerCallback
+from .saliency import SaliencyCallback
 from .taps import TapError
 from .taught import TaughtRegularizer
 from .unreliable_contrast import UnreliablePixelContrastCallback
@@ -18,6 +19,7 @@ __all__ = [
     "OptimizerError",
     "PrototypeContrastCallback",
     "RegularizerCallback",
+    "SaliencyCallback",
     "TapError",
     "TaughtRegularizer",
     "UnreliablePixelContrastCallback",

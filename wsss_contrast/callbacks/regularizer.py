@@ -393,18 +393,19 @@ class RegularizerCallback(L.Callback):
         return {label: tags.new_zeros((0, width, 1, 1), dtype=dtype) for label, width in widths.items()}
 
     def _tags(self, batch: Any) -> Tensor:
-        value = _entry(batch, self.labels, "labels")
+        value = entry(batch, self.labels, "labels")
         if not isinstance(value, Tensor) or value.dim() != 2:
             shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(f"the batch's `{self.labels}` must be multi-hot tags (N, K), got {shape}")
         return value
 
     def _image_size(self, batch: Any) -> tuple[int, int]:
-        shape = _entry(batch, self.images, "images").shape
+        shape = entry(batch, self.images, "images").shape
         return int(shape[-2]), int(shape[-1])
 
 
-def _entry(batch: Any, key: str | int, argument: str) -> Any:
+def entry(batch: Any, key: str | int, argument: str) -> Any:
+    """A part of a batch; ``argument`` says in an error who asked for it."""
     try:
         if isinstance(batch, Tensor):
             raise TypeError("a tensor has no parts")

@@ -10,10 +10,10 @@ from wsss_contrast.data.batches import SameSizeBatches
 from wsss_contrast.data.class_mix import ClassMix, Mix, Mixed
 from wsss_contrast.data.datamodule import ShapesDataModule, VOCDataModule, WSSSDataModule
 from wsss_contrast.data.folder import FolderDataModule, FolderDataset
-from wsss_contrast.data.labels import LabelFolder
 from wsss_contrast.data.samplers import EpochSampler, EvalSampler
 from wsss_contrast.data.segments import SegmentFolder
 from wsss_contrast.data.shapes import SHAPES_CLASSES, ShapesDataset
+from wsss_contrast.data.targets import LabelFolder, SaliencyFolder
 from wsss_contrast.data.transforms import as_photos, denormalize, eval_transform, train_transform, weak_transform
 from wsss_contrast.data.views import View, ViewTransform
 from wsss_contrast.data.voc import VOC_CLASSES, VOCDataset
@@ -30,6 +30,7 @@ __all__ = [
     "LabelFolder",
     "Mix",
     "Mixed",
+    "SaliencyFolder",
     "SameSizeBatches",
     "Sample",
     "SegmentFolder",

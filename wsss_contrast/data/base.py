@@ -38,6 +38,8 @@ class TaggedImageDataset(Dataset[Sample], ABC):
     - ``mask``, with ``with_mask`` only: int64 (H, W); 0 background, 1..K the classes, 255 ignored.
     - ``labels``, where the attribute :attr:`labels` is set: int64 (H, W) likewise; 255 has no label. They are resized,
       mirrored and cropped as the image is, and 255 outside of the photo.
+    - ``saliency``, where the attribute :attr:`saliency` is set: float32 (1, H, W), from 0 to 1, moved like the labels;
+      0 outside of the photo.
 
     The key of a sample is an index, or a pair ``(epoch, index)`` as :class:`EpochSampler` yields it. The
     augmentation depends on ``(seed, epoch, index)`` and on nothing else: the number of workers, the order and
@@ -53,6 +55,9 @@ class TaggedImageDataset(Dataset[Sample], ABC):
     labels: Callable[[str, tuple[int, int]], NDArray[np.uint8]] | None
     """Gives a photo's label image from its name and size (H, W), as :class:`LabelFolder` does. None at first."""
 
+    saliency: Callable[[str, tuple[int, int]], NDArray[np.float32]] | None
+    """Gives its saliency map, as :class:`SaliencyFolder` does. None at first."""
+
     def __init__(
         self,
         class_names: Sequence[str],
@@ -65,6 +70,7 @@ class TaggedImageDataset(Dataset[Sample], ABC):
         self.with_mask = with_mask
         self.seed = seed
         self.labels = None
+        self.saliency = None
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -98,9 +104,13 @@ class TaggedImageDataset(Dataset[Sample], ABC):
             if mask is None:
                 raise DataError(f"{name}: has no mask")
             targets["mask"] = mask
-        if self.labels is not None:
-            # Albumentations' second target for masks, which needs no change to a pipeline of the user's own.
-            targets["masks"] = [self.labels(name, (image.shape[0], image.shape[1]))]
+        size = (image.shape[0], image.shape[1])
+        added = {"labels": self.labels, "saliency": self.saliency}
+        moved = {target: read(name, size) for target, read in added.items() if read is not None}
+        if moved:
+            # Albumentations' second target for masks, which needs no change to a pipeline of the user's own. Pixels
+            # take the nearest value; outside of the photo they are 255.
+            targets["masks"] = list(moved.values())
         out = self.transform(**targets)
 
         sample: Sample = {
@@ -111,8 +121,11 @@ class TaggedImageDataset(Dataset[Sample], ABC):
             sample["tags"] = torch.from_numpy(tags)
         if self.with_mask:
             sample["mask"] = torch.from_numpy(out["mask"].astype(np.int64))
-        if self.labels is not None:
-            sample["labels"] = torch.from_numpy(out["masks"][0].astype(np.int64))
+        for target, values in zip(moved, out.get("masks", ()), strict=True):
+            if target == "labels":
+                sample[target] = torch.from_numpy(values.astype(np.int64))
+            else:
+                sample[target] = torch.from_numpy(np.where(values > 1, 0, values).astype(np.float32))[None]
         return sample
 
 

@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from wsss_contrast.data.base import DataError, Sample, TaggedImageDataset, check_class_names
 from wsss_contrast.data.batches import SameSizeBatches
-from wsss_contrast.data.labels import LabelFolder
 from wsss_contrast.data.samplers import EpochSampler, EvalSampler
 from wsss_contrast.data.shapes import SHAPES_CLASSES, ShapesDataset
+from wsss_contrast.data.targets import LabelFolder, SaliencyFolder
 from wsss_contrast.data.transforms import train_transform, weak_transform
 from wsss_contrast.data.voc import VOC_CLASSES, VOCDataset
 
@@ -51,6 +51,8 @@ class WSSSDataModule(L.LightningDataModule, ABC):
         labels: folder of label images ``NAME.png`` in the ids ``mask_ids``, as ``wsss-contrast predict`` writes them.
             Training batches then have ``labels`` (N, H, W), see :class:`TaggedImageDataset`. Every training image must
             have one.
+        saliency: folder of saliency maps ``NAME.png``, 255 for salient. Training batches then have ``saliency``
+            (N, 1, H, W), likewise.
     """
 
     predicted: Collection[str] = ()
@@ -71,6 +73,7 @@ class WSSSDataModule(L.LightningDataModule, ABC):
         eval_batch_size: int = 1,
         unlabeled_batch_size: int = 0,
         labels: str | None = None,
+        saliency: str | None = None,
     ) -> None:
         super().__init__()
         if seed < 0:
@@ -90,10 +93,12 @@ class WSSSDataModule(L.LightningDataModule, ABC):
         self.eval_batch_size = eval_batch_size
         if unlabeled_batch_size < 0:
             raise ValueError(f"unlabeled_batch_size must not be negative, got {unlabeled_batch_size}")
-        if labels is not None and unlabeled_batch_size:
-            raise ValueError("labels and unlabeled_batch_size do not go together")
+        for name, folder in (("labels", labels), ("saliency", saliency)):
+            if folder is not None and unlabeled_batch_size:
+                raise ValueError(f"{name} and unlabeled_batch_size do not go together")
         self.unlabeled_batch_size = unlabeled_batch_size
         self.labels = labels
+        self.saliency = saliency
 
     @property
     def num_classes(self) -> int:
@@ -117,7 +122,7 @@ class WSSSDataModule(L.LightningDataModule, ABC):
     def setup(self, stage: str | None = None) -> None:
         if stage in ("fit", None):
             self.train_set = self.dataset(self.train_split, train_transform(self.crop_size, self.resize_long))
-            self._add_labels()
+            self._add_targets()
             if self.unlabeled_batch_size:
                 self.unlabeled_set = self.dataset(self.train_split, weak_transform(self.crop_size, self.resize_long))
         if stage in ("fit", "validate", None):
@@ -126,11 +131,15 @@ class WSSSDataModule(L.LightningDataModule, ABC):
         if stage in ("predict", None):
             self.predict_set = self.dataset(self.predict_split)
 
-    def _add_labels(self) -> None:
-        """Give the training set its labels, if there are any."""
+    def _add_targets(self) -> None:
+        """Give the training set its labels and saliency maps, if there are any."""
+        if self.labels is None and self.saliency is None:
+            return
+        names = [self.train_set.image_name(index) for index in range(len(self.train_set))]
         if self.labels is not None:
-            names = [self.train_set.image_name(index) for index in range(len(self.train_set))]
             self.train_set.labels = LabelFolder(self.labels, self.mask_ids, names)
+        if self.saliency is not None:
+            self.train_set.saliency = SaliencyFolder(self.saliency, names)
 
     def train_dataloader(self) -> Any:
         labeled = self._train_loader(self.train_set, self.batch_size, self.seed)
@@ -212,6 +221,7 @@ class VOCDataModule(WSSSDataModule):
         eval_batch_size: most photos a batch in validation and prediction; only photos of one size share a batch.
         unlabeled_batch_size: see :class:`WSSSDataModule`.
         labels: folder of label images for training, see :class:`WSSSDataModule`.
+        saliency: folder of saliency maps for training, see :class:`WSSSDataModule`.
     """
 
     def __init__(
@@ -231,6 +241,7 @@ class VOCDataModule(WSSSDataModule):
         eval_batch_size: int = 1,
         unlabeled_batch_size: int = 0,
         labels: str | None = None,
+        saliency: str | None = None,
     ) -> None:
         super().__init__(
             class_names=check_class_names(VOC_CLASSES if classes is None else classes, VOC_CLASSES),
@@ -246,6 +257,7 @@ class VOCDataModule(WSSSDataModule):
             eval_batch_size=eval_batch_size,
             unlabeled_batch_size=unlabeled_batch_size,
             labels=labels,
+            saliency=saliency,
         )
         self.root = Path(root)
         self.tags = tags

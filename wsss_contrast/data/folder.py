@@ -174,6 +174,7 @@ class FolderDataModule(WSSSDataModule):
         eval_batch_size: most photos a batch in validation and prediction; only photos of one size share a batch.
         unlabeled_batch_size: see :class:`WSSSDataModule`.
         labels: folder of label images for training, see :class:`WSSSDataModule`.
+        saliency: folder of saliency maps for training, see :class:`WSSSDataModule`.
     """
 
     def __init__(
@@ -190,6 +191,7 @@ class FolderDataModule(WSSSDataModule):
         eval_batch_size: int = 1,
         unlabeled_batch_size: int = 0,
         labels: str | None = None,
+        saliency: str | None = None,
     ) -> None:
         super().__init__(
             class_names=folder_classes(Path(root), classes),
@@ -205,6 +207,7 @@ class FolderDataModule(WSSSDataModule):
             eval_batch_size=eval_batch_size,
             unlabeled_batch_size=unlabeled_batch_size,
             labels=labels,
+            saliency=saliency,
         )
         self.root = Path(root)
         self.longest_side = longest_side
@@ -228,7 +231,7 @@ class FolderDataModule(WSSSDataModule):
         rank_zero_info(f"{self.root}: classes by id: " + ", ".join(f"{number} {name}" for number, name in names))
         if stage in ("fit", None):
             self.train_set = photos.view(train_transform(self.crop_size, self.resize_long))
-            self._add_labels()
+            self._add_targets()
             if self.unlabeled_batch_size:
                 self.unlabeled_set = photos.view(weak_transform(self.crop_size, self.resize_long))
         scored = scored and len(photos) > 0  # "skip" may have left out all masks

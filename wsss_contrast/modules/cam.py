@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from wsss_contrast.data import DataError, SameSizeBatches, as_photos
-from wsss_contrast.functional import global_average_pool
+from wsss_contrast.functional import global_average_pool, split_background
 from wsss_contrast.losses import MultilabelSoftMargin
 from wsss_contrast.metrics import THRESHOLDS, SeedCurve, SeedMIoU
 from wsss_contrast.nn import TimmBackbone
@@ -63,6 +63,9 @@ class CAM(WSSSModule):
     """Makes labels in the place of masks, 255 where the maps are not sure. It takes the arguments of
     :func:`~wsss_contrast.refine.irn_labels`, ``refine`` among them."""
 
+    background: Literal[-1] | None = None
+    """The channel of the background in the classifier's maps, the last (-1) or none."""
+
     threshold: float | None = None
     """The background threshold of masks in the place of the one that validation has chosen, which is for bare seeds."""
 
@@ -103,7 +106,8 @@ class CAM(WSSSModule):
         self.tag_threshold = tag_threshold
         self.backbone = TimmBackbone(backbone, weights, output_stride, frozen_norm, self.low_strides)
         self.dropout = nn.Dropout2d(dropout)
-        self.classifier = nn.Conv2d(self.backbone.out_channels, num_classes, kernel_size=1, bias=False)
+        channels = num_classes + (self.background is not None)
+        self.classifier = nn.Conv2d(self.backbone.out_channels, channels, kernel_size=1, bias=False)
         nn.init.xavier_uniform_(self.classifier.weight)
         self.classification = MultilabelSoftMargin()
         self.first_metric = SeedMIoU(num_classes)
@@ -139,20 +143,19 @@ class CAM(WSSSModule):
         return {
             "features": "dropout",
             "cams": "classifier",
-            "background": None,
+            "background": self.background,
             "in_channels": self.backbone.out_channels,
         }
 
     def forward(self, images: Tensor) -> Tensor:
-        """Raw activation maps (N, K, h, w) of images (N, 3, H, W)."""
+        """Raw activation maps (N, K, h, w) of images (N, 3, H, W); with a background (N, 1 + K, h, w)."""
         features, _ = self.backbone(images)
         cams: Tensor = self.classifier(self.dropout(features))
         return cams
 
     def raw_maps(self, images: Tensor) -> Tensor:
         """The maps (N, K, h, w) that tell the classes of photos without tags, and that seeds are made of."""
-        cams: Tensor = self(images)
-        return cams
+        return split_background(self(images), self.background)
 
     def seed_maps(self, images: Tensor) -> Tensor:
         """The non-negative foreground maps (N, K, h, w) that seeds are made of."""

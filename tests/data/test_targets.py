@@ -1,4 +1,4 @@
-"""Label images for training: they go where the photo goes, in the ids of the data, and what is wrong is named."""
+"""Label images and saliency maps for training: they go where the photo goes, and what is wrong is named."""
 
 from __future__ import annotations
 
@@ -107,6 +107,51 @@ def test_labels_equal_a_mask_under_the_same_augmentation(resize_long: tuple[int,
         assert "labels" not in before
         assert torch.equal(after["labels"], after["mask"])
         assert all(torch.equal(after[name], before[name]) for name in ("image", "tags", "mask"))
+
+
+def test_saliency_goes_where_the_labels_go(kind: str, root: Path) -> None:
+    """Each class's label image is its saliency as well, in shades: both under one augmentation, and alone."""
+    (root / "saliency").mkdir()
+    shades = np.array([30, 90, 255], np.uint8)
+    for name in SIZES:
+        ids = np.asarray(Image.open(root / "labels" / f"{name}.png"))
+        grey = shades[np.searchsorted(IDS[kind], ids)]
+        picture = np.stack([grey] * 3, axis=2) if name == "b" else grey  # colours count by their mean
+        Image.fromarray(picture).save(root / "saliency" / f"{name}.png")
+    both, alone = (module(kind, root, labels, saliency=str(root / "saliency")) for labels in ("labels", None))
+    for data in (both, alone):
+        data.setup("fit")
+    values = torch.tensor([*(shades / 255), 0], dtype=torch.float32)
+    for _ in range(3):
+        for batch, other in zip(both.train_dataloader(), alone.train_dataloader(), strict=True):
+            assert "labels" not in other
+            assert torch.equal(batch["saliency"], other["saliency"])
+            assert torch.equal(batch["image"], other["image"])
+            labels = batch["labels"].where(batch["labels"] != 255, 3)  # 0 outside of the photo
+            torch.testing.assert_close(batch["saliency"], values[labels][:, None])
+    both.setup("predict")
+    assert "saliency" not in both.predict_set[0]
+
+
+def test_bad_saliency_is_named(kind: str, root: Path) -> None:
+    folder = root / "saliency"
+    with pytest.raises(DataError, match=r"saliency: no such folder of saliency maps; it has NAME.png for each photo"):
+        module(kind, root, saliency=str(folder)).setup("fit")
+    folder.mkdir()
+    for name in "ab":
+        Image.fromarray(np.zeros(SIZES[name], np.uint8)).save(folder / f"{name}.png")
+    with pytest.raises(DataError, match=r"missing saliency maps: .*c\.png$"):
+        module(kind, root, saliency=str(folder)).setup("fit")
+    Image.fromarray(np.zeros((8, 9), np.uint8)).save(folder / "c.png")
+    data = module(kind, root, saliency=str(folder))
+    data.setup("fit")
+    with pytest.raises(DataError, match=r"c\.png: the saliency maps are 9x8 pixels, the photo is 24x24"):
+        data.train_set[[data.train_set.image_name(i) for i in range(3)].index("c")]
+    (folder / "c.png").write_bytes((folder / "c.png").read_bytes()[:40])
+    with pytest.raises(DataError, match=r"c\.png: cannot be read as an image"):
+        data.train_set[[data.train_set.image_name(i) for i in range(3)].index("c")]
+    with pytest.raises(ValueError, match="saliency and unlabeled_batch_size do not go together"):
+        module(kind, root, None, saliency=str(folder), unlabeled_batch_size=2)
 
 
 def test_only_training_images_have_labels(kind: str, root: Path) -> None:
