@@ -21,7 +21,6 @@ VALUE_TOLERANCE = 2e-5
 GRADIENT_TOLERANCE = 5e-5
 NOT_YET = (  # known files that nothing here claims, of the PPC folder and then of the CSRM folder
     *("resnet38d_contrast_fwd.pt",),
-    *("pnoc.pt",),
 )
 
 

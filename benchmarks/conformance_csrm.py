@@ -105,6 +105,25 @@ def sepl_file(reference: Any, folder: Path) -> Cases:
     return {name: partial(check, values=values) for name, values in reference.items()}
 
 
+@checks("pnoc.pt")
+def pnoc_file(reference: Any, folder: Path) -> Cases:
+    def check(case: Case, values: Mapping[str, Any]) -> None:
+        images, maps, erased = values["images"], values["features"], values["erased_onehot"]
+        size = (images.shape[-2], images.shape[-1])
+        batch, own = (functional.erasing_masks(maps, erased, size, normalize) for normalize in ("batch", "map"))
+        case.values(
+            {
+                "soft_masked_globalnorm": functional.erase(images, batch),
+                "soft_masked_per_map": functional.erase(images, own),
+                "hard_masked_t0_2": functional.erase(images, own, 0.2),
+                "labels_remaining": values["labels"] - erased,
+            },
+            values,
+        )
+
+    return {name: partial(check, values=values) for name, values in reference.items()}
+
+
 @checks("schedules.pt")
 def schedules_file(reference: Any, folder: Path) -> Cases:
     def puzzle_alpha(case: Case) -> None:

@@ -76,7 +76,19 @@ def photos(tmp_path: Path) -> Path:
 
 
 def test_configurations_are_packaged() -> None:
-    assert CONFIGS == ["cam", "csrm", "eps", "eps_ppc", "folder", "irn", "psa", "puzzle_cam", "seam", "seam_ppc"]
+    assert CONFIGS == [
+        "cam",
+        "csrm",
+        "eps",
+        "eps_ppc",
+        "folder",
+        "irn",
+        "pnoc",
+        "psa",
+        "puzzle_cam",
+        "seam",
+        "seam_ppc",
+    ]
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -92,6 +104,8 @@ def test_configuration_fits(
         del options["model.init_args.scales"]
         options["data.init_args.crop_size"] = "80"  # the radius is 10 pixels at stride 4
         options["data.init_args.labels"] = str(voc_root / "SegmentationClassAug")
+    elif config == "pnoc":
+        options["model.init_args.second"] = "null"
     elif config.startswith("eps"):
         options["data.init_args.saliency"] = str(voc_root / "SegmentationClassAug")  # any grey picture of its size
         options["data.init_args.crop_size"] = "48"

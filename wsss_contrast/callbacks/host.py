@@ -31,6 +31,8 @@ class Host:
         self.module = module
         self.members: dict[str, RegularizerCallback] = {}
         self._saved: dict[str, Any] = {}
+        self._batch: Any = None  # of the step that runs, under manual optimisation
+        self._backward = 0  # how many `manual_backward` it has called
 
     @staticmethod
     def join(module: L.LightningModule, callback: RegularizerCallback) -> None:
@@ -99,9 +101,25 @@ class Host:
         @functools.wraps(original)
         def training_step(*args: Any, **kwargs: Any) -> Any:
             batch = args[0] if args else kwargs[parameters[0]]
-            return self._step(lambda: original(*args, **kwargs), batch)
+            step = self._step if self.module.automatic_optimization else self._manual_step
+            return step(lambda: original(*args, **kwargs), batch)
 
         self._replace("training_step", training_step)
+        if not self.module.automatic_optimization:
+            self._wrap_manual_backward()
+
+    def _wrap_manual_backward(self) -> None:
+        original = self.module.manual_backward
+
+        @functools.wraps(original)
+        def manual_backward(loss: Tensor, *args: Any, **kwargs: Any) -> None:
+            members = [m for m in self.sorted_members() if m.joins(self.module) == self._backward]
+            self._backward += 1
+            if members and self._batch is not None:
+                loss = loss + torch.stack([m.step(self.module, self._batch, skipped=False) for m in members]).sum()
+            original(loss, *args, **kwargs)
+
+        self._replace("manual_backward", manual_backward)
 
     def _step(self, original: Any, batch: Any) -> Any:
         members = self.sorted_members()
@@ -118,6 +136,25 @@ class Host:
         if isinstance(output, dict):
             return {**output, "loss": output["loss"] + added} if isinstance(output.get("loss"), Tensor) else output
         return output + added
+
+    def _manual_step(self, original: Any, batch: Any) -> Any:
+        members = self.sorted_members()
+        for member in members:
+            member.before_step(self.module, batch)
+        self._batch, self._backward = batch, 0
+        try:
+            output = _nested([m.recorder.recording for m in members], original)
+        finally:
+            self._batch = None
+        for member in members:
+            member.recorder.calls.clear()  # what ran after its loss
+            joins = member.joins(self.module)
+            if joins is None or joins >= self._backward:
+                raise ValueError(
+                    f"{member.state_key}: the step of {type(self.module).__name__} called `manual_backward` "
+                    f"{self._backward} times, its terms wait for number {joins} (0 is the first)"
+                )
+        return output
 
 
 def _nested(contexts: list[Any], run: Any) -> Any:

@@ -49,6 +49,7 @@ class PrototypeContrastCallback(RegularizerCallback):
         view_translate: shift it by up to that many pixels of the first view.
         warmup_steps: the terms are multiplied by 0 before that many optimiser steps. The paper has no warm-up and
             trains for 10,000 steps; in a short run the first maps are no labels yet.
+        backward: see :class:`~wsss_contrast.callbacks.RegularizerCallback`.
         loss: the contrast with settings of your own; its ``background`` must be ``None``, the callback takes the
             channel off. A memory of it (``bank``) is of one class more than there are tags and of ``embedding_dim``
             columns; it is saved in checkpoints, and it fills during the warm-up, too.
@@ -72,6 +73,7 @@ class PrototypeContrastCallback(RegularizerCallback):
         view_degrees: float = 0.0,
         view_translate: float = 0.0,
         warmup_steps: int = 0,
+        backward: int | None = None,
         loss: PrototypeContrast | None = None,
         name: str = "prototype_contrast",
         seed: int = 0,
@@ -89,6 +91,7 @@ class PrototypeContrastCallback(RegularizerCallback):
             view_degrees=view_degrees,
             view_translate=view_translate,
             warmup_steps=warmup_steps,
+            backward=backward,
             name=name,
             seed=seed,
         )

@@ -65,6 +65,8 @@ class RegularizerCallback(L.Callback):
         view_degrees: rotate it by up to that many degrees.
         view_translate: shift it by up to that many pixels of the first view.
         warmup_steps: the terms are multiplied by 0 before that many optimiser steps (they are logged as they are).
+        backward: for a host with manual optimisation, the ``manual_backward`` of its step whose loss the terms join, 0
+            for the first; by default the host's ``regularizer_backward``.
         name: names the parts, the logged terms and the checkpoint entry; unique among a trainer's regularizers.
         seed: of the random draws, which depend on the step and the rank, not on what was drawn before.
 
@@ -89,6 +91,7 @@ class RegularizerCallback(L.Callback):
         view_degrees: float = 0.0,
         view_translate: float = 0.0,
         warmup_steps: int = 0,
+        backward: int | None = None,
         name: str = "regularizer",
         seed: int = 0,
     ) -> None:
@@ -101,6 +104,8 @@ class RegularizerCallback(L.Callback):
             raise ValueError(f"`lr_factor` must be positive, got {lr_factor}")
         if warmup_steps < 0:
             raise ValueError(f"`warmup_steps` must not be negative, got {warmup_steps}")
+        if backward is not None and backward < 0:
+            raise ValueError(f"`backward` must not be negative, got {backward}")
         if not name.isidentifier():
             raise ValueError(f"`name` must be a Python identifier, got {name!r}")
         given = {label: tap for label, tap in taps.items() if tap is not None}
@@ -116,6 +121,7 @@ class RegularizerCallback(L.Callback):
         self.lr_factor = lr_factor
         self.view = ViewTransform(view_size, view_flip, view_degrees, view_translate)
         self.warmup_steps = warmup_steps
+        self.backward = backward
         self.generator: torch.Generator
         self.name = name
         self.seed = seed
@@ -180,8 +186,11 @@ class RegularizerCallback(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        if not pl_module.automatic_optimization:
-            raise ValueError(f"{self.state_key}: hosts with manual optimization are not supported")
+        if not pl_module.automatic_optimization and self.joins(pl_module) is None:
+            raise ValueError(
+                f"{self.state_key}: {type(pl_module).__name__} has manual optimization; say which of its "
+                "`manual_backward` the terms join, `backward=0` for the first"
+            )
         refuse_sharding(trainer, self.state_key, "its parts would not be sharded with the host")
         if getattr(pl_module, "_compiler_ctx", None) is not None:
             raise TapError(
@@ -222,6 +231,11 @@ class RegularizerCallback(L.Callback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         Host.leave(pl_module, self)
+
+    def joins(self, module: L.LightningModule) -> int | None:
+        """Which ``manual_backward`` of a host's step the terms join."""
+        declared: int | None = getattr(module, "regularizer_backward", None)
+        return declared if self.backward is None else self.backward
 
     # Attaching and leaving.
 

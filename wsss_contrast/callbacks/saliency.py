@@ -30,6 +30,7 @@ class SaliencyCallback(RegularizerCallback):
         images: key of the images.
         layout: order of the maps' dimensions.
         warmup_steps: the term is multiplied by 0 before that many optimiser steps.
+        backward: see :class:`~wsss_contrast.callbacks.RegularizerCallback`.
         loss: the loss with settings of your own; where the background lies is the callback's ``background``.
         name: of the logged term and the checkpoint entry.
     """
@@ -45,6 +46,7 @@ class SaliencyCallback(RegularizerCallback):
         images: str | int = "image",
         layout: Layout = "NCHW",
         warmup_steps: int = 0,
+        backward: int | None = None,
         loss: SaliencyLoss | None = None,
         name: str = "saliency",
     ) -> None:
@@ -55,6 +57,7 @@ class SaliencyCallback(RegularizerCallback):
             background=background,
             layout=layout,
             warmup_steps=warmup_steps,
+            backward=backward,
             name=name,
         )
         self.saliency = saliency

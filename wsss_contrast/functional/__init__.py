@@ -41,6 +41,7 @@ from .cross_supervision import (
     segmentation_nll,
     tag_probabilities,
 )
+from .erasing import draw_tag, erase, erasing_masks
 from .maps import (
     best_class,
     full_precision,
@@ -92,10 +93,13 @@ __all__ = [
     "correlation_input",
     "dense_crf",
     "displacement_errors",
+    "draw_tag",
     "edge_affinity",
     "entropy",
     "equivariant_cross_regularization",
     "equivariant_regularization",
+    "erase",
+    "erasing_masks",
     "estimate_prototypes",
     "estimate_saliency",
     "feature_affinity",

@@ -79,7 +79,7 @@ def puzzle_reconstruction(
     return (differences.mean(dim=(-2, -1)).sum(dim=1) / present).sum() / max(maps.shape[0], 1)
 
 
-def puzzle_alpha(step: int, max_steps: float, alpha_max: float = 4.0) -> float:
+def puzzle_alpha(step: float, max_steps: float, alpha_max: float = 4.0) -> float:
     """The weight of the reconstruction loss: from 0 up to ``alpha_max`` in the first half of the training.
 
     Args:

@@ -7,6 +7,7 @@ from .csrm import CSRM, CSRMNetwork
 from .eps import EPS
 from .irnet import IRNet
 from .optim import parameter_groups, poly_decay
+from .pnoc import PNOC, SecondClassifier
 from .puzzle_cam import PuzzleCAM
 from .seam import SEAM
 
@@ -14,12 +15,14 @@ __all__ = [
     "CAM",
     "CSRM",
     "EPS",
+    "PNOC",
     "SEAM",
     "AffinityNet",
     "CSRMNetwork",
     "IRNet",
     "PairModule",
     "PuzzleCAM",
+    "SecondClassifier",
     "WSSSModule",
     "parameter_groups",
     "poly_decay",

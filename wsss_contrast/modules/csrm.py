@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import pickle
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -20,6 +17,7 @@ from wsss_contrast.refine import DenseCRF, multi_scale_cams, pseudo_labels, refi
 from wsss_contrast.training import progress, refuse_sharding, step_generator
 
 from .cam import CAM
+from .start import Start
 
 
 class CSRMNetwork(nn.Module):
@@ -141,13 +139,7 @@ class CSRM(CAM):
         self.segmenter = DeepLabV3PlusHeads(
             self.backbone.out_channels, self.backbone.low_channels[0], num_classes + 1, embedding_dim, norm
         )
-        self.start = start
-        self._has_start = start is None or Path(start).is_file()
-        self._start_classes: dict[str, Any] = {}
-        if not self._has_start:
-            rank_zero_warn(f"`start`: there is no file {start}; the weights must come from a checkpoint of this module")
-        elif start is not None:
-            self._load_start(Path(start))
+        self.start = Start("start", start, {"backbone": self.backbone, "classifier": self.classifier})
         self.losses = CSRMLoss(num_classes + 1, embedding_dim, compat, **(loss or {}))
         self.teacher = EMATeacher(self.network, decay)
 
@@ -158,7 +150,7 @@ class CSRM(CAM):
 
     @property
     def heads(self) -> list[nn.Module]:
-        return [self.classifier, self.segmenter] if self.start is None else [self.segmenter]
+        return [self.classifier, self.segmenter] if self.start.path is None else [self.segmenter]
 
     @property
     def regularizer_taps(self) -> dict[str, Any]:
@@ -231,7 +223,7 @@ class CSRM(CAM):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        self._has_start, self._start_classes = True, {}  # the checkpoint has what the file gave
+        self.start.superseded()
 
     def setup(self, stage: str) -> None:
         refuse_sharding(self.trainer, type(self).__name__, "a teacher needs whole weights")
@@ -241,9 +233,8 @@ class CSRM(CAM):
             self.label_refiner.close()
 
     def on_train_start(self) -> None:
-        if not self._has_start:
-            raise ValueError(f"`start` must be a checkpoint; there is no file {self.start}")
-        super().on_load_checkpoint(self._start_classes)
+        self.start.check()
+        super().on_load_checkpoint(self.start.about)
         # The released code's epochs 0 and 1 of 15: the teacher is a copy; its ramp begins with the second.
         if self.global_step == 0:
             self.teacher.ramp_start, self.teacher.copy_steps = 0, 1
@@ -264,17 +255,3 @@ class CSRM(CAM):
         super().optimizer_step(*args, **kwargs)
         # Not in a hook of the batch's end: callbacks come before it there, and one may write a checkpoint.
         self.teacher.update(self.network, self.global_step + 1)
-
-    def _load_start(self, path: Path) -> None:
-        try:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-            state = checkpoint["state_dict"]
-        except (RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
-            raise ValueError(f"`start`: {path} can't be read as a checkpoint: {error!r}") from error
-        self._start_classes = {"class_names": checkpoint.get("class_names")}
-        for name in ("backbone", "classifier"):
-            part = {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
-            try:
-                getattr(self, name).load_state_dict(part)
-            except RuntimeError as error:
-                raise ValueError(f"{path}: its {name} is another: {error}") from error
