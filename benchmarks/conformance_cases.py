@@ -2,8 +2,7 @@
 
 Errors are relative: the largest absolute error of a tensor over the largest absolute value of its reference.
 
-To claim a file: write a function from its content to its cases, mark it with ``@checks(pattern)``, and take
-the pattern out of ``NOT_YET``.
+To claim a file: write a function from its content to its cases, and mark it with ``@checks(pattern)``.
 """
 
 from __future__ import annotations
@@ -19,9 +18,6 @@ from torch import Tensor
 
 VALUE_TOLERANCE = 2e-5
 GRADIENT_TOLERANCE = 5e-5
-NOT_YET = (  # known files that nothing here claims, of the PPC folder and then of the CSRM folder
-    *("resnet38d_contrast_fwd.pt",),
-)
 
 
 @dataclass
@@ -83,7 +79,7 @@ class Case:
 
 Check = Callable[[Case], None]
 Cases = Mapping[str, Check | str]
-"""Each case's function, or why there is none: "not yet", or "skipped: " and the reason."""
+"""Each case's function, or why there is none: "skipped: " and the reason."""
 Checker = Callable[[Any, Path], Cases]
 CHECKERS: dict[str, Checker] = {}
 
@@ -106,8 +102,7 @@ def check_file(path: Path) -> Iterator[Case]:
     """The cases of one file. Whatever goes wrong becomes a row, so that it hides no other file or case."""
     claims = [pattern for pattern in CHECKERS if fnmatch(path.name, pattern)]
     if not claims:
-        known = any(fnmatch(path.name, pattern) for pattern in NOT_YET)
-        yield Case(path.name, status="not yet" if known else "unknown")
+        yield Case(path.name, status="unknown")
         return
     try:
         cases = CHECKERS[max(claims, key=len)](torch.load(path, weights_only=True), path.parent)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 import torch.nn.functional as F
 from conformance_cases import Case, Cases, Check, checks
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from wsss_contrast import functional, losses
 from wsss_contrast.metrics import SeedMIoU
 from wsss_contrast.modules import parameter_groups, poly_decay
+from wsss_contrast.nn import PixelCorrelationModule, Projector, ResNet38d  # noqa: F401 (registers it with timm)
 from wsss_contrast.refine import (
     CRF_SETTINGS,
     CRFSettings,
@@ -255,6 +258,60 @@ def check_eps_variant(case: Case, reference: Mapping[str, Any]) -> None:
         ours[f"loss_rvmin{n}"] = losses.MinPooling()(refined[:, 1:], tags)
     ours["loss_er"] = losses.EquivariantRegularization()(*cams, tags)
     case.values(ours, reference["seam_eps_variant"])
+
+
+# --- ResNet38d -----------------------------------------------------------------------------------------
+
+
+@checks("resnet38d_contrast_fwd.pt")
+def resnet38d_file(reference: Any, folder: Path) -> Cases:
+    def weights(name: str, shape: Sequence[int]) -> Tensor:
+        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) & 0x7FFFFFFF)
+        if name.endswith("num_batches_tracked"):
+            return torch.zeros((), dtype=torch.long)
+        if len(shape) == 4:
+            return torch.randn(shape, generator=generator) * (2 / (shape[1] * shape[2] * shape[3])) ** 0.5
+        if name.endswith("running_var"):
+            return 0.5 + torch.rand(shape, generator=generator)
+        if name.endswith("weight"):
+            return 0.3 + 0.4 * torch.rand(shape, generator=generator)
+        return 0.1 * torch.randn(shape, generator=generator)
+
+    def load(module: nn.Module, names: Mapping[str, str], shapes: Mapping[str, Sequence[int]]) -> None:
+        module.load_state_dict({ours: weights(theirs, shapes[theirs]) for ours, theirs in names.items()})
+
+    @torch.no_grad()
+    def forward(case: Case) -> None:
+        net, image = timm.create_model("resnet38d", num_classes=0).eval(), reference["input"]
+        shapes = {name: tuple(shape) for name, shape in reference["param_shapes"].items()}
+        heads = {"fc8", "fc_proj", "f8_3", "f8_4", "f9"}
+        load(net, {name: name for name in shapes if name.split(".")[0] not in heads}, shapes)
+        pcm, projector = PixelCorrelationModule((512, 1024)), Projector(4096)
+        of_pcm = {"reduce.0.weight": "f8_3.weight", "reduce.1.weight": "f8_4.weight", "embed.weight": "f9.weight"}
+        load(pcm, of_pcm, shapes)
+        load(projector, {"0.weight": "fc_proj.weight"}, shapes)
+        last, maps = net.forward_intermediates(image, [2, 3, 4, 5])
+        cams = F.conv2d(last, weights("fc8.weight", shapes["fc8.weight"]))
+        refined = pcm(cams[:, 1:], image, maps[1:3])
+        ours = {f"conv{number}": level for number, level in zip((3, 4, 5, 6), maps, strict=True)}
+        ours |= {"f_proj": projector(last), "cam_rv_down": refined}
+        for name, of_name in (("cam_fullres_sub", cams), ("cam_rv_fullres_sub", refined)):
+            ours[name] = functional.resize(of_name, (image.shape[-2], image.shape[-1]))[..., ::8, ::8]
+        case.values(ours, reference)
+
+    def groups(case: Case) -> None:
+        net = timm.create_model("resnet38d", num_classes=0)
+        names = {id(p): name for name, p in net.named_parameters()}
+        for stage in net.frozen_stages:
+            net.get_submodule(stage).requires_grad_(False)
+        for layer in (module for module in net.modules() if isinstance(module, nn.BatchNorm2d)):
+            layer.requires_grad_(False)
+        frozen = {name for name, p in net.named_parameters() if not p.requires_grad and "conv" in name}
+        (learning,) = parameter_groups(net, [], 0.01, 5e-4)
+        case.wrong["frozen"] = len(frozen ^ set(reference["frozen"]))
+        case.wrong["learning"] = len({names[id(p)] for p in learning["params"]} ^ set(reference["param_groups"][0]))
+
+    return {"forward": forward, "parameter groups": groups}
 
 
 # --- inference, metric, optimiser ----------------------------------------------------------------------

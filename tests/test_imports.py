@@ -197,7 +197,9 @@ PUBLIC = {
         "InterPixelNetwork",
         "PixelCorrelationModule",
         "Projector",
+        "ResNet38d",
         "TimmBackbone",
+        "convert_mxnet_weights",
     ],
     refine: [
         "CRFSettings",

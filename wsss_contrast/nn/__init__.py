@@ -1,7 +1,8 @@
-"""Parts with weights or state. ``TimmBackbone`` needs timm; the others need torch only."""
+"""Parts with weights or state. ``TimmBackbone`` and ``ResNet38d`` need timm; the others need torch only."""
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .affinity_head import AffinityHead, AffinityNetwork
@@ -14,6 +15,7 @@ from .projector import Projector
 
 if TYPE_CHECKING:
     from .backbone import TimmBackbone
+    from .resnet38d import ResNet38d, convert_mxnet_weights
 
 __all__ = [
     "AffinityHead",
@@ -26,13 +28,16 @@ __all__ = [
     "InterPixelNetwork",
     "PixelCorrelationModule",
     "Projector",
+    "ResNet38d",
     "TimmBackbone",
+    "convert_mxnet_weights",
 ]
+
+_OF_TIMM = {"ResNet38d": "resnet38d", "TimmBackbone": "backbone", "convert_mxnet_weights": "resnet38d"}
+"""Where those are that need timm. They are imported on first use, so that the other parts do not need it."""
 
 
 def __getattr__(name: str) -> Any:
-    if name == "TimmBackbone":  # imported on first use, so that the other parts do not need timm
-        from .backbone import TimmBackbone
-
-        return TimmBackbone
+    if name in _OF_TIMM:
+        return getattr(import_module(f".{_OF_TIMM[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

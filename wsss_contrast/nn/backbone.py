@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
+from .resnet38d import ResNet38d, convert_mxnet_weights
+
 OFFLINE_MODEL = "tf_efficientnet_lite0"
 
 
@@ -81,6 +83,8 @@ class TimmBackbone(nn.Module):
         self.register_buffer("shift", shift[:, None, None], persistent=False)
         self.scale: Tensor
         self.shift: Tensor
+        for stage in getattr(self.net, "frozen_stages", ()) if weights is not None else ():
+            self.net.get_submodule(stage).requires_grad_(False)
         self.frozen_norm = frozen_norm and weights is not None
         if self.frozen_norm:
             for norm in self._norms():
@@ -236,6 +240,11 @@ def _load(net: Any, path: Path) -> None:
     if not path.is_file():
         raise ValueError(f"weights must be 'timm', 'offline', None or a file; there is no file `{path}`")
     state = torch.load(path, map_location="cpu", weights_only=True)
+    if isinstance(net, ResNet38d):
+        try:
+            state = convert_mxnet_weights(state)
+        except ValueError as error:
+            raise ValueError(f"{path}: no state dict of this timm model: {error}") from error
     classifier = net.pretrained_cfg.get("classifier") or ()
     heads = tuple(f"{head}." for head in ([classifier] if isinstance(classifier, str) else classifier))
     try:
