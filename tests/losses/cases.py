@@ -263,6 +263,10 @@ CASES: dict[str, Callable[[int], Case]] = {
     "unreliable_contrast_official": lambda n: _unreliable("official", n),
     "semantic_affinity": _pairs(losses.SemanticAffinity(3), 4),
     "inter_pixel_relations": _pairs(losses.InterPixelRelations(3), 1, 2),
+    "patch_token_contrast": _pairs(losses.PatchTokenContrast(), 4),
+    "attention_affinity": lambda n: Case(
+        losses.AttentionAffinity(2), (_maps(22, (n, 30, 30, 1))[0].squeeze(-1), _labels(22, n, classes=3))
+    ),
     "csrm": lambda n: _csrm("paper", n),
     "csrm_official": lambda n: _csrm("official", n),
 }

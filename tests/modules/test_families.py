@@ -33,6 +33,8 @@ TRANSFORMERS = [  # their features are tokens, or maps in NHWC
     ("vit_tiny_patch16_224", None, 64, 16),
     ("deit_tiny_distilled_patch16_224", None, 64, 16),
     ("eva02_tiny_patch14_224", None, 70, 14),
+    ("vit_small_patch14_dinov2", None, 56, 14),
+    ("vit_tiny_patch16_dinov3_qkvb", None, 64, 16),
     ("swin_tiny_patch4_window7_224", None, 128, 32),
     ("pvt_v2_b0", None, 128, 32),
     ("xcit_nano_12_p16_224", None, 64, 16),

@@ -68,6 +68,7 @@ from .seam import (
     suppress_non_maximum,
 )
 from .sepl import merge_segments
+from .token_pairs import TokenPairs, attention_scores, token_pairs, token_similarity
 from .unreliable import among_highest, choose, info_nce, negative_candidates
 from .views import valid_pixels, view_matrix, warp
 
@@ -77,12 +78,14 @@ __all__ = [
     "PairLabels",
     "PermutohedralLattice",
     "SaliencyEstimate",
+    "TokenPairs",
     "affinity_nll",
     "affinity_offsets",
     "affinity_seeds",
     "all_negatives",
     "among_highest",
     "assign_pixels",
+    "attention_scores",
     "best_class",
     "candidate_scores",
     "candidate_scores_official",
@@ -144,6 +147,8 @@ __all__ = [
     "suppress_non_maximum",
     "tag_probabilities",
     "tile",
+    "token_pairs",
+    "token_similarity",
     "top_candidates",
     "valid_pixels",
     "view_matrix",

@@ -1,12 +1,14 @@
 """Losses to import into a model of your own. They need torch only."""
 
 from .activation_consistency import ActivationConsistency
+from .attention_affinity import AttentionAffinity
 from .csrm import CSRM_PRESETS, CSRMLoss, CSRMMaps
 from .csrm_schedule import CSRMSchedule
 from .equivariant import EquivariantCrossRegularization, EquivariantRegularization
 from .inter_pixel_relations import InterPixelRelations
 from .min_pooling import MinPooling
 from .multilabel_soft_margin import MultilabelSoftMargin
+from .patch_token_contrast import PatchTokenContrast
 from .prototype_contrast import PixelDraws, PrototypeContrast
 from .puzzle import PuzzleReconstruction
 from .reliable_segmentation import ReliableSegmentation
@@ -18,6 +20,7 @@ from .weak_to_strong import WeakToStrong
 __all__ = [
     "CSRM_PRESETS",
     "ActivationConsistency",
+    "AttentionAffinity",
     "CSRMLoss",
     "CSRMMaps",
     "CSRMSchedule",
@@ -27,6 +30,7 @@ __all__ = [
     "InterPixelRelations",
     "MinPooling",
     "MultilabelSoftMargin",
+    "PatchTokenContrast",
     "PixelDraws",
     "PrototypeContrast",
     "PuzzleReconstruction",

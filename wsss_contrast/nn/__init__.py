@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .affinity_head import AffinityHead, AffinityNetwork
+from .attention_affinity import AttentionAffinityHead
 from .deeplab import DeepLabV3PlusHeads
 from .ema_teacher import EMATeacher
 from .inter_pixel_heads import DisplacementHead, EdgeHead, InterPixelNetwork
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AffinityHead",
     "AffinityNetwork",
+    "AttentionAffinityHead",
     "ClassMemoryBank",
     "DeepLabV3PlusHeads",
     "DisplacementHead",
