@@ -68,7 +68,7 @@ def run(code: str, script: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
 
 def test_there_is_one_for_each_host() -> None:
-    assert len(SCRIPTS) == 7
+    assert len(SCRIPTS) == 10
     assert {path.stem for path in EXAMPLES} - {path.stem for path in SCRIPTS} == {"csrm_terms", "superpixel_masks"}
 
 
