@@ -22,6 +22,7 @@ from wsss_contrast.refine import DenseCRF
 
 CONFIGS = sorted(cli.packaged_configs())
 PAIRS = ("irn", "psa")
+SEGMENTERS = ("deeplabv1", "deeplabv2", "deeplabv3plus")
 TINY = {
     "model.init_args.backbone": "test_resnet",
     "model.init_args.weights": "null",
@@ -76,19 +77,8 @@ def photos(tmp_path: Path) -> Path:
 
 
 def test_configurations_are_packaged() -> None:
-    assert CONFIGS == [
-        "cam",
-        "csrm",
-        "eps",
-        "eps_ppc",
-        "folder",
-        "irn",
-        "pnoc",
-        "psa",
-        "puzzle_cam",
-        "seam",
-        "seam_ppc",
-    ]
+    of_maps = ["cam", "csrm", "eps", "eps_ppc", "folder", "pnoc", "puzzle_cam", "seam", "seam_ppc"]
+    assert sorted([*of_maps, *PAIRS, *SEGMENTERS]) == CONFIGS
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -104,6 +94,11 @@ def test_configuration_fits(
         del options["model.init_args.scales"]
         options["data.init_args.crop_size"] = "80"  # the radius is 10 pixels at stride 4
         options["data.init_args.labels"] = str(voc_root / "SegmentationClassAug")
+    elif config in SEGMENTERS:
+        options["data.init_args.labels"] = str(voc_root / "SegmentationClassAug")
+        options["data.init_args.crop_size"] = "64"
+        if config == "deeplabv3plus":
+            pytest.importorskip("segmentation_models_pytorch")
     elif config == "pnoc":
         options["model.init_args.second"] = "null"
     elif config.startswith("eps"):
@@ -451,6 +446,26 @@ def test_from_maps_to_walked_masks(method: str, folder: Path, monkeypatch: pytes
         of_shapes(monkeypatch, "fit", model, **{"data.labels": "labels"})
     with pytest.raises(SystemExit, match=f"^wsss-contrast: {model} learns from label images"):
         of_shapes(monkeypatch, "fit", model)
+
+
+def test_segmenter_from_masks_to_masks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Masks of a CAM teach a segmenter, which predicts without tags; it has options of its own."""
+    of_shapes(monkeypatch, "fit", "CAM", "--model.scales=[1.0]")
+    of_train = {"ckpt_path": "runs/CAM/last.ckpt", "data.predict_split": "train", "masks.out": "pseudo"}
+    of_shapes(monkeypatch, "predict", "CAM", **of_train)
+    of_shapes(monkeypatch, "fit", "Segmenter", **{"data.labels": "pseudo"})
+    trained = {"ckpt_path": "runs/Segmenter/last.ckpt"}
+    of_shapes(monkeypatch, "validate", "Segmenter", **trained)
+    of_shapes(monkeypatch, "predict", "Segmenter", **trained, **{"masks.out": "masks"})
+    assert refined_by("masks") == "None"
+    assert contents("masks").keys() == {"val_00000.png", "val_00001.png", "made_by.json"}
+    of_shapes(monkeypatch, "predict", "Segmenter", **trained, **{"masks.out": "refined", "refine": "par"})
+    assert refined_by("refined").startswith("PixelAdaptiveRefinement(")
+    for more in ({"threshold": "0.3"}, {"labels": "irn"}):
+        with pytest.raises(SystemExit, match=r"^wsss-contrast: --threshold and --labels are of activation maps"):
+            of_shapes(monkeypatch, "predict", "Segmenter", **trained, **more)
+    with pytest.raises(SystemExit, match=r"^wsss-contrast: Segmenter learns from masks"):
+        of_shapes(monkeypatch, "fit", "Segmenter")
 
 
 def test_labels_of_no_method(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

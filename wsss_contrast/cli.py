@@ -1,4 +1,4 @@
-"""The command line: ``wsss-contrast fit | validate | predict | evaluate | demo``."""
+"""The command line: ``wsss-contrast fit | validate | predict | evaluate | submit | demo``."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from wsss_contrast import __version__, callbacks, data, demo, evaluation, modules
+from wsss_contrast import __version__, callbacks, data, demo, evaluation, modules, submission
 from wsss_contrast.refine import LABELS, WorkerError, refiner
 
 DESCRIPTION = """Weakly supervised semantic segmentation: masks from image tags.
 
-`wsss-contrast demo` trains and compares three methods on pictures that the package draws. `wsss-contrast evaluate`
-scores a folder of masks. The other commands take a configuration, by path or by the name of one of the package's:
+`wsss-contrast demo` trains and compares four methods on pictures that the package draws. `wsss-contrast evaluate`
+scores a folder of masks, `wsss-contrast submit` packs one for the server of PASCAL VOC. The other commands take a
+configuration, by path or by the name of one of the package's:
 {names}."""
 
 
@@ -40,11 +41,11 @@ class WSSSCommandLine(LightningCLI):
             parser.add_argument(
                 "--refine",
                 type=str | None,
-                help="refines the masks: none, par (pixel-adaptive refinement, the default), crf (dense CRF; with the "
-                "extra `crf` in a process for each CPU), crf:SETTINGS, psa:CHECKPOINT or irn:CHECKPOINT (random walk "
-                "of a trained AffinityNet or IRNet), sepl:FOLDER or crf+sepl:FOLDER (SEPL, with masks of a "
-                "segment-anything model), or package.module.Name (a refiner of your own; with PYTHONPATH=. for "
-                "a module in this folder)",
+                help="refines the masks: none (the default of a Segmenter), par (pixel-adaptive refinement, else the "
+                "default), crf (dense CRF; with the extra `crf` in a process for each CPU), crf:SETTINGS, "
+                "psa:CHECKPOINT or irn:CHECKPOINT (random walk of a trained AffinityNet or IRNet), sepl:FOLDER or "
+                "crf+sepl:FOLDER (SEPL, with masks of a segment-anything model), or package.module.Name (a refiner of "
+                "your own; with PYTHONPATH=. for a module in this folder)",
             )
             parser.add_argument(
                 "--threshold",
@@ -89,7 +90,7 @@ class WSSSCommandLine(LightningCLI):
             warnings.filterwarnings("ignore", message="You passed in a `val_dataloader`")
             return
         every, epochs = self.trainer.check_val_every_n_epoch, self.trainer.max_epochs
-        trial = self.config["fit"]["trainer"]["fast_dev_run"]
+        trial = self.config["fit"]["trainer"]["fast_dev_run"] or isinstance(self.model, modules.Segmenter)
         if not trial and every and epochs and epochs > 0 and epochs % every:
             sys.exit(
                 f"wsss-contrast: the last of {epochs} epochs would not be validated, so no background threshold would "
@@ -108,12 +109,16 @@ class WSSSCommandLine(LightningCLI):
             sys.exit("wsss-contrast: --threshold is of masks; the labels have thresholds of their own")
         if threshold is not None and not 0 <= threshold < 1:
             sys.exit(f"wsss-contrast: --threshold must be in [0, 1), got {threshold}")
-        self.model.threshold = threshold
-        self.model.make_labels = LABELS.get(labels)
+        default = "par" if labels == "none" else f"crf:{labels}"
+        if isinstance(self.model, modules.Segmenter):
+            if threshold is not None or labels != "none":
+                sys.exit("wsss-contrast: --threshold and --labels are of activation maps, Segmenter makes none")
+            default = "none"
+        else:
+            self.model.threshold = threshold
+            self.model.make_labels = LABELS.get(labels)
         try:
-            self.model.refine = refiner(
-                self.config["predict"]["refine"] or ("par" if labels == "none" else f"crf:{labels}")
-            )
+            self.model.refine = refiner(self.config["predict"]["refine"] or default)
         except (ImportError, ValueError) as error:
             sys.exit(f"wsss-contrast: {error}")
 
@@ -143,6 +148,9 @@ def main(args: Sequence[str] | None = None) -> None:
         return
     if given[:1] == ["evaluate"]:
         evaluation.main(given[1:])
+        return
+    if given[:1] == ["submit"]:
+        submission.main(given[1:])
         return
     if given[:1] == ["--version"]:
         print(__version__)

@@ -10,6 +10,7 @@ from .optim import parameter_groups, poly_decay
 from .pnoc import PNOC, SecondClassifier
 from .puzzle_cam import PuzzleCAM
 from .seam import SEAM
+from .segmenter import Segmenter
 
 __all__ = [
     "CAM",
@@ -23,6 +24,7 @@ __all__ = [
     "PairModule",
     "PuzzleCAM",
     "SecondClassifier",
+    "Segmenter",
     "WSSSModule",
     "parameter_groups",
     "poly_decay",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from wsss_contrast.data import DataError
 from wsss_contrast.functional import commonest_labels
+from wsss_contrast.refine import Refiner
 
 from .optim import parameter_groups, poly_decay
 
@@ -29,6 +30,15 @@ class WSSSModule(L.LightningModule):
         ValueError: a rate that is not positive.
     """
 
+    refine: Refiner | None = None
+    """Refines the masks that are predicted; not what validation scores. See :class:`~wsss_contrast.refine.Refiner`."""
+
+    keep_seeds = False
+    """Whether predictions have the seeds as well, which are large."""
+
+    masks_later = False
+    """Whether predictions have a function that makes the masks in their place, for a refiner that takes long."""
+
     def __init__(self, lr: float, momentum: float, weight_decay: float) -> None:
         super().__init__()
         if lr <= 0:
@@ -36,6 +46,12 @@ class WSSSModule(L.LightningModule):
         self.lr = lr
         self.momentum = momentum
         self.weight_decay = weight_decay
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "refine":  # no part of the network, even if it is a module: checkpoints are without it
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
 
     @property
     def heads(self) -> list[nn.Module]:

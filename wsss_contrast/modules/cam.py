@@ -15,7 +15,7 @@ from wsss_contrast.functional import global_average_pool, split_background
 from wsss_contrast.losses import MultilabelSoftMargin
 from wsss_contrast.metrics import THRESHOLDS, SeedCurve, SeedMIoU
 from wsss_contrast.nn import TimmBackbone
-from wsss_contrast.refine import Refiner, WorkerError, multi_scale_cams, pseudo_labels
+from wsss_contrast.refine import WorkerError, multi_scale_cams, pseudo_labels
 
 from .base import WSSSModule
 
@@ -56,9 +56,6 @@ class CAM(WSSSModule):
 
     threshold_index: Tensor
 
-    refine: Refiner | None = None
-    """Refines the masks that are predicted; not what validation scores. See :class:`~wsss_contrast.refine.Refiner`."""
-
     make_labels: Callable[..., Tensor] | None = None
     """Makes labels in the place of masks, 255 where the maps are not sure. It takes the arguments of
     :func:`~wsss_contrast.refine.irn_labels`, ``refine`` among them."""
@@ -71,12 +68,6 @@ class CAM(WSSSModule):
 
     low_strides: Sequence[int] | None = None
     """Strides of the lower maps that a module of this kind needs; those before the last map by default."""
-
-    keep_seeds = False
-    """Whether predictions have the seeds as well, which are large."""
-
-    masks_later = False
-    """Whether predictions have a function that makes the masks in their place, for a refiner that takes long."""
 
     def __init__(
         self,
@@ -116,12 +107,6 @@ class CAM(WSSSModule):
         """The scores at each threshold, of the last validation's splits (``train``, ``val``)."""
         # The place of the threshold in the sweep: a whole number stays exact in half precision.
         self.register_buffer("threshold_index", torch.tensor(THRESHOLDS.index(0.2)))
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "refine":  # no part of the network, even if it is a module: checkpoints are without it
-            object.__setattr__(self, name, value)
-        else:
-            super().__setattr__(name, value)
 
     @property
     def background_threshold(self) -> float:

