@@ -62,6 +62,14 @@ def mask_writer() -> Callable[[Path, tuple[int, int], tuple[int, ...]], None]:
 
 
 @pytest.fixture
+def coco_root(tmp_path: Path) -> Path:
+    """Three images a split in the layout of MS COCO 2014."""
+    from tests.data.coco_fake import make_coco  # here: most tests do without the library's data
+
+    return make_coco(tmp_path)
+
+
+@pytest.fixture
 def animals() -> Path:
     """The folder of real photographs. It is not part of the repository."""
     here = Path(os.environ.get("WSSS_DATA") or Path(__file__).parents[2] / "shared" / "data")

@@ -33,6 +33,7 @@ TINY = {
     "data.init_args.resize_long": "[32, 40]",
     "data.init_args.batch_size": "2",
     "data.init_args.num_workers": "0",
+    "data.init_args.official": "false",
     "trainer.accelerator": "cpu",
     "trainer.logger": "false",
     "trainer.enable_progress_bar": "false",
@@ -56,7 +57,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
 
 PHOTOS = {"fox": (40, 60), "foxes": (30, 30), "owl": (60, 32), "none": (20, 24)}
 PHOTO_TAGS = {"fox": "fox", "foxes": "fox", "owl": "owl fox", "none": ""}
-FOLDER = {name: value for name, value in TINY.items() if "split" not in name} | {
+FOLDER = {name: value for name, value in TINY.items() if not name.endswith(("_split", "official"))} | {
     "model.init_args.view_size": "24",
     "trainer.max_epochs": "1",
 }
@@ -78,17 +79,21 @@ def photos(tmp_path: Path) -> Path:
 
 def test_configurations_are_packaged() -> None:
     of_maps = ["cam", "csrm", "eps", "eps_ppc", "folder", "pnoc", "puzzle_cam", "seam", "seam_ppc"]
+    of_maps += ["csrm_coco", "puzzle_cam_coco"]
     assert sorted([*of_maps, *PAIRS, *SEGMENTERS]) == CONFIGS
 
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_configuration_fits(
-    config: str, voc_root: Path, photos: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+    config: str, voc_root: Path, coco_root: Path, photos: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = TINY | {"data.init_args.root": str(voc_root), "trainer.fast_dev_run": "1"}
     if config == "folder":
         options = FOLDER | {"data.init_args.root": str(photos), "trainer.fast_dev_run": "1"}
-    if config == "csrm":
+    if config.endswith("_coco"):
+        options |= {"data.init_args.root": str(coco_root), "data.init_args.train_split": "train2014"}
+        options |= {"data.init_args.val_split": "val2014"}
+    if config.startswith("csrm"):
         options["data.init_args.unlabeled_batch_size"] = "2"
     elif config in PAIRS:
         del options["model.init_args.scales"]
@@ -104,7 +109,7 @@ def test_configuration_fits(
     elif config.startswith("eps"):
         options["data.init_args.saliency"] = str(voc_root / "SegmentationClassAug")  # any grey picture of its size
         options["data.init_args.crop_size"] = "48"
-    elif config not in ("cam", "puzzle_cam"):
+    elif config not in ("cam", "puzzle_cam", "puzzle_cam_coco"):
         options["model.init_args.view_size"] = "24"
     run(monkeypatch, "fit", "--config", config, **options)
 

@@ -149,6 +149,8 @@ PUBLIC = {
         "timm_attention",
     ],
     data: [
+        "COCODataModule",
+        "COCODataset",
         "ClassMix",
         "DataError",
         "EpochSampler",

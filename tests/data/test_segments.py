@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from wsss_contrast.data import DataError, SegmentFolder
-from wsss_contrast.data.segments import decode_rle
+from wsss_contrast.data.rle import decode_rle
 
 SQUARE = np.zeros((9, 7), bool)
 SQUARE[2:7, 1:5] = True

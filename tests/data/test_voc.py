@@ -260,3 +260,16 @@ def test_list_that_is_no_text(voc_root: Path) -> None:
     path.write_bytes(b"caf\xe9\n")
     with pytest.raises(DataError, match=r"train\.txt.*UTF-8"):
         VOCDataset(voc_root, "train")
+
+
+def test_official_counts(voc_root: Path) -> None:
+    with pytest.raises(DataError, match=r"(?s)train has 3 images, the field's list 1464 .*Get it:.*wget .*SBD"):
+        VOCDataset(voc_root, "train", official=True)
+    (voc_root / "ImageSets/Segmentation/mine.txt").write_text("a_1\n")
+    assert len(VOCDataset(voc_root, "mine", official=True)) == 1  # a list of one's own has no number to have
+
+
+def test_how_to_get_what_is_missing(voc_root: Path) -> None:
+    for root, split in ((voc_root / "nowhere", "train"), (voc_root, "train_aug")):
+        with pytest.raises(DataError, match=r"(?s)no such (folder|list).*wget http"):
+            VOCDataset(root, split)

@@ -8,7 +8,8 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 from wsss_contrast.data.base import DataError, Sample, TaggedImageDataset
 from wsss_contrast.data.batches import SameSizeBatches
 from wsss_contrast.data.class_mix import ClassMix, Mix, Mixed
-from wsss_contrast.data.datamodule import ShapesDataModule, VOCDataModule, WSSSDataModule
+from wsss_contrast.data.coco import COCODataset
+from wsss_contrast.data.datamodule import COCODataModule, ShapesDataModule, VOCDataModule, WSSSDataModule
 from wsss_contrast.data.folder import FolderDataModule, FolderDataset
 from wsss_contrast.data.samplers import EpochSampler, EvalSampler
 from wsss_contrast.data.segments import SegmentFolder
@@ -21,6 +22,8 @@ from wsss_contrast.data.voc import VOC_CLASSES, VOCDataset
 __all__ = [
     "SHAPES_CLASSES",
     "VOC_CLASSES",
+    "COCODataModule",
+    "COCODataset",
     "ClassMix",
     "DataError",
     "EpochSampler",

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from wsss_contrast.data.base import DataError, Sample, TaggedImageDataset, check_class_names
 from wsss_contrast.data.batches import SameSizeBatches
+from wsss_contrast.data.coco import COCODataset, coco_classes
 from wsss_contrast.data.samplers import EpochSampler, EvalSampler
 from wsss_contrast.data.shapes import SHAPES_CLASSES, ShapesDataset
 from wsss_contrast.data.targets import LabelFolder, SaliencyFolder
@@ -222,6 +223,7 @@ class VOCDataModule(WSSSDataModule):
         unlabeled_batch_size: see :class:`WSSSDataModule`.
         labels: folder of label images for training, see :class:`WSSSDataModule`.
         saliency: folder of saliency maps for training, see :class:`WSSSDataModule`.
+        official: ``train_aug``, ``train`` and ``val`` must have as many images as the field's lists.
     """
 
     def __init__(
@@ -242,6 +244,7 @@ class VOCDataModule(WSSSDataModule):
         unlabeled_batch_size: int = 0,
         labels: str | None = None,
         saliency: str | None = None,
+        official: bool = False,
     ) -> None:
         super().__init__(
             class_names=check_class_names(VOC_CLASSES if classes is None else classes, VOC_CLASSES),
@@ -261,6 +264,7 @@ class VOCDataModule(WSSSDataModule):
         )
         self.root = Path(root)
         self.tags = tags
+        self.official = official
 
     @property
     def mask_ids(self) -> list[int]:
@@ -271,7 +275,75 @@ class VOCDataModule(WSSSDataModule):
         return {"root": str(self.root.resolve()), "tags": self.tags}
 
     def dataset(self, split: str, transform: A.Compose | None = None, with_mask: bool = False) -> VOCDataset:
-        return VOCDataset(self.root, split, self.class_names, self.tags, transform, with_mask, self.seed)
+        return VOCDataset(self.root, split, self.class_names, self.tags, transform, with_mask, self.seed, self.official)
+
+
+class COCODataModule(WSSSDataModule):
+    """Data module over a folder in the layout of MS COCO 2014: see :class:`COCODataset` and :class:`WSSSDataModule`.
+
+    Args:
+        root: the folder.
+        train_split: split to train on.
+        val_split: split to validate on.
+        threshold_split: split on which the background threshold is chosen; by default ``train_split``.
+        classes: the classes to use; by default all 80.
+        official: the splits must have as many images as COCO's.
+        crop_size: side of a training crop, in pixels.
+        resize_long: smallest and largest longest side of a training image before the crop, in pixels.
+        batch_size: training images a batch, in each process.
+        num_workers: worker processes of each loader.
+        seed: seed of order and augmentation.
+        predict_split: split to predict; by default ``val_split``.
+        eval_batch_size: most photos a batch in validation and prediction; only photos of one size share a batch.
+        unlabeled_batch_size: see :class:`WSSSDataModule`.
+        labels: folder of label images for training, see :class:`WSSSDataModule`.
+        saliency: folder of saliency maps for training, see :class:`WSSSDataModule`.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        train_split: str = "train2014",
+        val_split: str = "val2014",
+        threshold_split: str | None = None,
+        classes: list[str] | None = None,
+        official: bool = False,
+        crop_size: int = 448,
+        resize_long: tuple[int, int] = (448, 768),
+        batch_size: int = 8,
+        num_workers: int = 0,
+        seed: int = 0,
+        predict_split: str | None = None,
+        eval_batch_size: int = 1,
+        unlabeled_batch_size: int = 0,
+        labels: str | None = None,
+        saliency: str | None = None,
+    ) -> None:
+        super().__init__(
+            class_names=coco_classes(Path(root), train_split) if classes is None else classes,
+            train_split=train_split,
+            val_split=val_split,
+            threshold_split=threshold_split,
+            predict_split=predict_split,
+            crop_size=crop_size,
+            resize_long=resize_long,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            seed=seed,
+            eval_batch_size=eval_batch_size,
+            unlabeled_batch_size=unlabeled_batch_size,
+            labels=labels,
+            saliency=saliency,
+        )
+        self.root = Path(root)
+        self.official = official
+
+    @property
+    def mask_options(self) -> dict[str, Any]:
+        return {"root": str(self.root.resolve())}
+
+    def dataset(self, split: str, transform: A.Compose | None = None, with_mask: bool = False) -> COCODataset:
+        return COCODataset(self.root, split, self.class_names, transform, with_mask, self.seed, self.official)
 
 
 class ShapesDataModule(WSSSDataModule):

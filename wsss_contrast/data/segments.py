@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,8 +10,7 @@ from numpy.typing import NDArray
 
 from wsss_contrast.data.base import DataError, open_image, reduced_size
 from wsss_contrast.data.folder import IMAGE_SUFFIXES
-
-_MOST_DIGITS = 7  # of a compressed count: 35 bits, more than any image has pixels
+from wsss_contrast.data.rle import RLEError, decode_rle
 
 
 class SegmentFolder:
@@ -97,55 +95,8 @@ def read_rle(path: Path, size: tuple[int, int]) -> Iterator[NDArray[np.bool_]]:
         where = f"{path}, mask {number}"
         try:
             yield _reduced(decode_rle(mask.get("segmentation", mask) if isinstance(mask, dict) else mask), size, where)
-        except _RLEError as error:
+        except RLEError as error:
             raise DataError(f"{where}: {error}") from error
-
-
-class _RLEError(ValueError):
-    """What is wrong with an encoded mask; of which file, the caller knows."""
-
-
-def decode_rle(rle: Any) -> NDArray[np.bool_]:
-    """Decode a mask (H, W) of COCO's run-length encoding, compressed or not."""
-    if not isinstance(rle, dict) or not {"size", "counts"} <= rle.keys():
-        raise _RLEError("must be a dict with `size` and `counts`, or have one as `segmentation`")
-    size, counts = rle["size"], rle["counts"]
-    if not isinstance(size, list) or len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
-        raise _RLEError(f"`size` must be height and width, got {size!r}")
-    if isinstance(counts, str):
-        lengths = _decompressed(counts)
-    elif isinstance(counts, list) and all(type(count) is int and abs(count) < 2**31 for count in counts):
-        lengths = np.array(counts, np.int64)
-    else:
-        raise _RLEError("`counts` must be a string or a list of whole numbers")
-    height, width = size
-    if (lengths < 0).any() or lengths.sum() != height * width:
-        raise _RLEError(f"`counts` must be of {height * width} pixels ({width}x{height}), they are damaged")
-    columns = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths).reshape(width, height)
-    return columns.T
-
-
-def _decompressed(text: str) -> NDArray[np.int64]:
-    """The lengths of a compressed string.
-
-    A number is a row of characters, each five bits above "0", the lowest first; a sixth bit says that more follow. The
-    number is negative where the last one's fifth bit is set. From the fourth on, it is the difference to the length two
-    before.
-    """
-    codes = np.frombuffer(text.encode(errors="replace"), np.uint8).astype(np.int64) - ord("0")
-    if not codes.size or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
-        raise _RLEError("`counts` is no compressed string of COCO, or is cut off")
-    ends = np.flatnonzero(codes & 32 == 0)
-    digits = np.diff(ends, prepend=-1)
-    if digits.max() > _MOST_DIGITS:
-        raise _RLEError(f"`counts` has a number of {digits.max()} characters, {_MOST_DIGITS} are the most")
-    starts = ends - digits + 1
-    place = np.arange(len(codes)) - np.repeat(starts, digits)
-    numbers = np.add.reduceat((codes & 31) << 5 * place, starts)
-    numbers -= np.where(codes[ends] & 16, 1 << 5 * digits, 0)
-    numbers[1::2] = numbers[1::2].cumsum()
-    numbers[2::2] = numbers[2::2].cumsum()
-    return numbers
 
 
 def _reduced(mask: NDArray[np.bool_], size: tuple[int, int], where: str) -> NDArray[np.bool_]:

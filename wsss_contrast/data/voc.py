@@ -46,6 +46,15 @@ VOC_CLASSES = (
 )
 """The 20 classes of PASCAL VOC. The one at position ``i`` has the id ``i + 1`` in the masks."""
 
+VOC_COUNTS = {"train_aug": 10582, "train": 1464, "val": 1449}
+"""How many images the field's lists of VOC 2012 have."""
+
+GET_VOC = """Get it:
+  wget http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar
+  tar xf VOCtrainval_11-May-2012.tar --strip-components=1   # gives VOC2012/
+`train_aug` and `SegmentationClassAug` are not in the archive: the field's list of 10,582 names and the masks of SBD
+(Hariharan et al., ICCV 2011) in VOC's ids, as ImageSets/Segmentation/train_aug.txt and SegmentationClassAug/."""
+
 _MASK_FOLDERS = ("SegmentationClassAug", "SegmentationClass")
 
 
@@ -68,9 +77,11 @@ class VOCDataset(TaggedImageDataset):
         transform: an albumentations pipeline; by default :func:`eval_transform`.
         with_mask: whether a sample carries its mask.
         seed: seed of the augmentation.
+        official: ``train_aug``, ``train`` and ``val`` must have as many images as the field's lists.
 
     Raises:
-        DataError: on a file that is missing or wrong, with its name.
+        DataError: on a file that is missing or wrong, with its name; where a folder or list is missing, also how to
+            get it.
         ValueError: on classes that are unknown or named twice.
     """
 
@@ -83,12 +94,19 @@ class VOCDataset(TaggedImageDataset):
         transform: A.Compose | None = None,
         with_mask: bool = False,
         seed: int = 0,
+        official: bool = False,
     ) -> None:
         super().__init__(check_class_names(classes, known=VOC_CLASSES), transform, with_mask, seed)
         self.root = Path(root)
         if not self.root.is_dir():
-            raise DataError(f"{self.root}: no such folder")
+            raise DataError(f"{self.root}: no such folder. {GET_VOC}")
         self.names = _read_list(self.root, split)
+        found, expected = len(self.names), VOC_COUNTS.get(str(split), len(self.names))
+        if official and found != expected:
+            raise DataError(
+                f"{self.root}: {split} has {found} images, the field's list {expected} (`official=False` takes others). "
+                f"{GET_VOC}"
+            )
         self._images = self.root / "JPEGImages"
         _check_files(self._images, self.names, ".jpg", "image")
 
@@ -96,7 +114,7 @@ class VOCDataset(TaggedImageDataset):
         if with_mask or tags == "masks":
             self._masks = next((self.root / f for f in _MASK_FOLDERS if (self.root / f).is_dir()), None)
             if self._masks is None:
-                raise DataError(f"{self.root}: has no mask folder ({' or '.join(_MASK_FOLDERS)})")
+                raise DataError(f"{self.root}: has no mask folder ({' or '.join(_MASK_FOLDERS)}). {GET_VOC}")
             _check_files(self._masks, self.names, ".png", "mask")
 
         self._tags: list[NDArray[np.float32]] | None = None
@@ -164,7 +182,9 @@ def _read_list(root: Path, split: str | Path) -> list[str]:
         path = Path(split)
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in lists.glob("*.txt"))) or "none"
-        raise DataError(f"{lists / f'{split}.txt'}: no such list, and {split} is no file; lists there: {known}")
+        raise DataError(
+            f"{lists / f'{split}.txt'}: no such list, and {split} is no file; lists there: {known}. {GET_VOC}"
+        )
     return read_list(path)
 
 
