@@ -104,7 +104,7 @@ class VOCDataset(TaggedImageDataset):
         found, expected = len(self.names), VOC_COUNTS.get(str(split), len(self.names))
         if official and found != expected:
             raise DataError(
-                f"{self.root}: {split} has {found} images, the field's list {expected} (`official=False` takes others). "
+                f"{self.root}: {split} has {found} images, the field's list {expected} (official=False takes others). "
                 f"{GET_VOC}"
             )
         self._images = self.root / "JPEGImages"
