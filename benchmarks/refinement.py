@@ -29,6 +29,7 @@ from photographs import ANIMALS, animals, data_root, tables
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from wsss_contrast import __version__
 from wsss_contrast.callbacks import MaskWriter
 from wsss_contrast.comparison import Kept, train
 from wsss_contrast.data import SegmentFolder, as_photos
@@ -111,6 +112,7 @@ def trained(args: argparse.Namespace) -> CAM:
 def seeds(args: argparse.Namespace) -> float:
     """Write each photo with its seeds; return the background threshold that was chosen on the training photos."""
     wanted = {name: value for name, value in vars(args).items() if name not in ("out", "weights", "refiners")}
+    wanted["version"] = __version__
     record, done = args.out / "arguments.json", args.out / "seeds.json"
     if not any(args.out.glob("*")):
         write_atomically(json.dumps(wanted).encode(), record)

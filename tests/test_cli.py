@@ -91,6 +91,7 @@ def test_configuration_fits(
     if config == "folder":
         options = FOLDER | {"data.init_args.root": str(photos), "trainer.fast_dev_run": "1"}
     if config.endswith("_coco"):
+        pytest.importorskip("pycocotools")
         options |= {"data.init_args.root": str(coco_root), "data.init_args.train_split": "train2014"}
         options |= {"data.init_args.val_split": "val2014"}
     if config.startswith("csrm"):
@@ -471,6 +472,34 @@ def test_segmenter_from_masks_to_masks(folder: Path, monkeypatch: pytest.MonkeyP
             of_shapes(monkeypatch, "predict", "Segmenter", **trained, **more)
     with pytest.raises(SystemExit, match=r"^wsss-contrast: Segmenter learns from masks"):
         of_shapes(monkeypatch, "fit", "Segmenter")
+
+
+def test_segmenter_needs_no_tags(voc_root: Path, photos: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither VOC's test split, which has no annotations, nor a folder without a file of tags."""
+    (voc_root / "tags.csv").unlink()
+    for path in (voc_root / "Annotations").iterdir():
+        path.unlink()
+    options = TINY | {"data.init_args.root": str(voc_root), "data.init_args.crop_size": "64", "trainer.max_epochs": "1"}
+    options |= {"data.init_args.labels": str(voc_root / "SegmentationClassAug")}
+    options["trainer.check_val_every_n_epoch"] = "1"
+    run(monkeypatch, "fit", "--config=deeplabv2", **options)
+    trained = {"ckpt_path": "runs/deeplabv2/last.ckpt"}
+    (voc_root / "ImageSets/Segmentation/test.txt").write_text("a_1\n")
+    of_test = trained | {"data.init_args.predict_split": "test", "masks.out": "test_masks"}
+    run(monkeypatch, "predict", "--config=deeplabv2", **options, **of_test)
+    assert contents("test_masks").keys() == {"a_1.png", "made_by.json"}
+    cli.main(["submit", "test_masks", str(voc_root), "--out", "results.tgz"])
+
+    (photos / "tags.csv").unlink()
+    classes = {"root": str(photos), "classes": '["cat", "dog"]', "crop_size": "32", "resize_long": "[32, 40]"}
+    of_photos = {f"data.{name}": value for name, value in (classes | {"batch_size": "2"}).items()}
+    (folder / "pseudo").mkdir()
+    for name, size in PHOTOS.items():
+        upright = size[::-1] if name == "fox" else size
+        Image.fromarray(np.ones(upright, np.uint8)).save(folder / "pseudo" / f"{name}.png")
+    of_model = {"model.backbone": "test_resnet", "model.weights": "null", "data.labels": "pseudo"}
+    of_trainer = {"trainer.fast_dev_run": "1", "trainer.accelerator": "cpu"}
+    run(monkeypatch, "fit", "--model=Segmenter", "--data=FolderDataModule", **of_photos, **of_model, **of_trainer)
 
 
 def test_labels_of_no_method(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

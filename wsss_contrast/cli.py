@@ -169,7 +169,7 @@ def main(args: Sequence[str] | None = None) -> None:
         )
     except (
         *(data.DataError, callbacks.TapError, callbacks.OptimizerError),
-        *(WorkerError, FileNotFoundError, FileExistsError),
+        *(WorkerError, FileNotFoundError, FileExistsError, ImportError),
     ) as error:
         sys.exit(f"wsss-contrast: {error}")
     except ValueError as error:

@@ -15,12 +15,14 @@ from wsss_contrast.callbacks import (
     AttentionAffinityCallback,
     PatchTokenContrastCallback,
     PrototypeContrastCallback,
+    TapError,
     timm_attention,
 )
+from wsss_contrast.data import as_photos
+from wsss_contrast.functional import attention_scores
 from wsss_contrast.losses import PrototypeContrast
 from wsss_contrast.modules import CAM
-from wsss_contrast.nn import ClassMemoryBank
-from wsss_contrast.refine import PixelAdaptiveRefinement
+from wsss_contrast.nn import AttentionAffinityHead, ClassMemoryBank
 
 VIT: dict[str, Any] = {"backbone": "test_vit", "output_stride": None, "dropout": 0.0}
 
@@ -41,6 +43,21 @@ def affinity(**options: Any) -> AttentionAffinityCallback:
     return AttentionAffinityCallback(timm_attention(*blocks), "classifier", heads, **options)
 
 
+def literal_labels(cams: Tensor, tags: Tensor, low: float, high: float) -> Tensor:
+    """A pixel's class where its normalised map exceeds ``high``, background where none exceeds ``low``."""
+    count, classes, height, width = cams.shape
+    labels = torch.zeros(count, height, width, dtype=torch.int64)
+    for n in range(count):
+        maps = []
+        for k in range(classes):
+            values = cams[n, k].clamp(min=0)
+            normalised = (values - values.min() - 1e-5) / (values.max() - values.min() + 1e-5)
+            maps.append(normalised.clamp(min=0) * tags[n, k])
+        score, best = torch.stack(maps).max(dim=0)
+        labels[n] = torch.where(score > high, best + 1, torch.where(score > low, 255, 0))
+    return labels
+
+
 class Logged:
     """What was logged at each step."""
 
@@ -59,31 +76,60 @@ def run(folder: Path, *callbacks: Any, steps: int = 1) -> tuple[CAM, list[dict[s
 
 def test_patch_token_contrast(tmp_path: Path) -> None:
     """Its value is the loss of the last tokens under the labels of the middle ones; both networks learn."""
-    callback, seen = token_contrast(weight=1.0), []
-    real = callback.loss.forward
+    callback, seen, middle = token_contrast(weight=1.0), [], []
+    real, build = callback.loss.forward, callback.build
     callback.loss.forward = lambda features, labels: (seen.append((features, labels)), real(features, labels))[1]
+
+    def watched(width: int) -> torch.nn.Module:
+        parts = build(width)
+        parts.classifier.register_forward_hook(lambda _, inputs, output: middle.append((inputs[0], output.detach())))
+        return parts
+
+    callback.build = watched
     host, (terms,) = run(tmp_path, callback)
     ((features, labels),) = seen
-    assert features.shape[1] == host.backbone.out_channels
-    assert labels.shape[1:] == features.shape[2:]
+    ((tokens, cams),) = middle
+    data = next(iter(loader()))
+    outputs: list[Tensor] = []
+    start = vit()
+    start.get_submodule("backbone.net.blocks.2").register_forward_hook(lambda _, __, output: outputs.append(output))
+    with torch.no_grad():
+        start.train()(data["image"])
+    grid = tuple(labels.shape[1:])
+    torch.testing.assert_close(tokens, outputs[0][:, -grid[0] * grid[1] :].transpose(1, 2).unflatten(2, grid))
+    assert torch.equal(labels, literal_labels(cams, data["tags"], 0.25, 0.7))
     assert set(labels.unique().tolist()) >= {0, 255}
-    expected = literal.patch_token_contrast(features.double(), labels)
+    assert features.shape[1] == host.backbone.out_channels
+    expected = literal.patch_token_contrast(features.detach().double(), labels)
     prefix = "train/patch_token_contrast"
     assert float(terms[f"{prefix}/positive"] + terms[f"{prefix}/negative"]) == pytest.approx(float(expected), rel=1e-5)
-    assert float(terms[f"{prefix}/auxiliary"]) > 0
+    auxiliary = torch.nn.functional.multilabel_soft_margin_loss(cams.amax(dim=(2, 3)), data["tags"])
+    assert float(terms[f"{prefix}/auxiliary"]) == pytest.approx(float(auxiliary), rel=1e-5)
     plain, _ = run(tmp_path)
     assert moved(host, plain, "backbone.net.blocks.5")
 
 
 def test_attention_affinity(tmp_path: Path) -> None:
-    callback, seen = affinity(weight=1.0, refine=PixelAdaptiveRefinement()), []
-    real = callback.loss.forward
+    refined, cams = [], []
+
+    def refine(photos: Tensor, scores: Tensor, present: Tensor) -> Tensor:
+        refined.append((photos, scores, present))
+        return scores
+
+    callback, seen = affinity(weight=1.0, refine=refine), []
+    real, compare = callback.loss.forward, callback.regularize
     callback.loss.forward = lambda logits, labels: (seen.append((logits, labels)), real(logits, labels))[1]
+    callback.regularize = lambda views, *more: (cams.append(views[0]["cams"].detach()), compare(views, *more))[1]
     host, (terms,) = run(tmp_path, callback)
     ((logits, labels),) = seen
+    data = next(iter(loader()))
+    assert torch.equal(refined[0][0][:2], as_photos(data["image"]))
+    large = torch.nn.functional.interpolate(cams[0], (64, 64), mode="bilinear", align_corners=True)
+    step = 64 // labels.shape[1]
+    assert torch.equal(labels, literal_labels(large, data["tags"], 0.35, 0.55)[:, ::step, ::step])
     tokens = labels.shape[1] * labels.shape[2]
     assert logits.shape == (2, tokens, tokens)
-    expected = literal.attention_affinity(logits.double(), labels, 8)
+    expected = literal.attention_affinity(logits.detach().double(), labels, 8)
     prefix = "train/attention_affinity"
     assert float(terms[f"{prefix}/positive"] + terms[f"{prefix}/negative"]) == pytest.approx(float(expected), rel=1e-5)
     plain, _ = run(tmp_path)
@@ -134,6 +180,25 @@ def test_a_rank_that_skips_the_step(make: Any, tmp_path: Path) -> None:
     tags = torch.zeros(0, CLASSES)
     terms = callback.regularize([callback._empty(tags)], tags, torch.Generator())
     assert all(float(term.detach()) == 0 for term in terms.values())
+
+
+def test_attention_of_other_tokens_and_linear_classifiers_are_refused(tmp_path: Path) -> None:
+    head = AttentionAffinityHead(2)
+    with pytest.raises(ValueError, match=r"attention of shape \(1, 2, 40, 40\) is not of 16 patch tokens"):
+        head([torch.zeros(1, 2, 40, 40)], 16)
+    host = vit()
+    host.linear = torch.nn.Linear(4, CLASSES)
+    callback = AttentionAffinityCallback(timm_attention("backbone.net.blocks.1"), "linear", 4)
+    with pytest.raises(TapError, match="`cams` taps a linear layer; tap or compute its maps"):
+        trainer(tmp_path, callbacks=[callback]).fit(host, loader())
+
+
+def test_scores_stay_in_float32_under_autocast() -> None:
+    queries, head = torch.full((1, 2, 4, 4), 300.0), AttentionAffinityHead(2)
+    with torch.autocast("cpu", torch.bfloat16):
+        scores = attention_scores(queries.bfloat16(), queries.bfloat16())
+        assert scores.dtype == head([scores], 4).dtype == torch.float32
+    assert float(scores[0, 0, 0, 0]) == 300.0**2 * 4 / 2
 
 
 @pytest.mark.parametrize("make", [token_contrast, affinity])

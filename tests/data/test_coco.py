@@ -101,8 +101,8 @@ def test_what_is_missing_is_named_with_how_to_get_it(coco_root: Path) -> None:
 @pytest.mark.parametrize(
     ("segmentation", "reason"),
     [
-        ([], "must be polygons of at least three points"),
-        ([[1, 2, 3, 4]], "must be polygons of at least three points"),
+        ([[1, 2, 3, 4, 5, 6, 7]], "must be polygons, lists of x and y in turn"),
+        ([1, 2, 3], "must be polygons, lists of x and y in turn"),
         ({"size": [2, 2], "counts": [4]}, "the mask is 2x2 pixels, its image 20x20"),
         ({"size": [20, 20], "counts": [4]}, "`counts` must be of 400 pixels"),
         ("abc", "must be a dict with `size` and `counts`"),
@@ -112,6 +112,22 @@ def test_instances_that_are_not_in_order(segmentation: Any, reason: str, coco_ro
     changed(coco_root, annotations=[{"id": 7, "image_id": 4, "category_id": 1, "segmentation": segmentation}])
     with pytest.raises(DataError, match=rf"instances_train2014\.json: annotation 7: .*{reason}"):
         COCODataset(coco_root, with_mask=True)[0]
+
+
+@needs_pycocotools
+def test_polygons_without_an_area_are_left_out(coco_root: Path) -> None:
+    changed(coco_root, annotations=[{"image_id": 4, "category_id": 1, "segmentation": [[1, 2, 3, 4]]}])
+    data = COCODataset(coco_root, with_mask=True)
+    assert data[0]["tags"].tolist() == [1, 0, 0]
+    assert not data[0]["mask"].any()
+
+
+def test_masks_without_the_extra(coco_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is missed when the data set is made, not after hours of training."""
+    monkeypatch.setattr("wsss_contrast.data.coco.find_spec", lambda _: None)
+    COCODataset(coco_root)
+    with pytest.raises(ImportError, match=r"masks of COCO need the extra: .*\[coco\]"):
+        COCODataset(coco_root, with_mask=True)
 
 
 def test_annotations_of_what_is_not_there(coco_root: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from wsss_contrast.data import DataError, as_photos
 from wsss_contrast.metrics import segmentation_scores
 from wsss_contrast.modules import Segmenter
 from wsss_contrast.nn import DeepLabV3Plus, TimmBackbone
+from wsss_contrast.refine import WorkerError
 
 from .tiny import CLASSES, RandomPhotos, trainer
 
@@ -201,9 +203,28 @@ def test_encoders_that_can_not_serve() -> None:
 
 
 def test_a_checkpoint_of_other_classes(tmp_path: Path) -> None:
-    module = segmenter()
-    module._trainer = None
-    module.on_load_checkpoint({"class_names": ["a"]})  # no data to compare with
-    checkpoint: dict[str, Any] = {}
-    module.on_save_checkpoint(checkpoint)
-    assert checkpoint == {}
+    data = L.LightningDataModule.from_datasets(Masked(), val_dataset=Masked(), predict_dataset=Masked(), batch_size=2)
+    data.class_names = ["a", "b", "c"]
+    host = trainer(tmp_path, max_steps=1)
+    host.fit(segmenter(), datamodule=data)
+    host.save_checkpoint(tmp_path / "last.ckpt")
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["class_names"] == ["a", "b", "c"]
+    data.class_names = ["a", "b", "d"]
+    with pytest.raises(DataError, match="the checkpoint is of the classes"):
+        trainer(tmp_path).validate(segmenter(), datamodule=data, ckpt_path=tmp_path / "last.ckpt")
+
+
+@needs_smp
+@pytest.mark.parametrize("backbone", ["test_convnext", "test_byobnet", "test_nfnet", "test_resnet"])
+def test_encoders_of_several_families(backbone: str) -> None:
+    segmenter("deeplabv3plus", backbone=backbone, output_stride=16)
+
+
+def test_a_photo_that_ends_its_process_is_named() -> None:
+    def refine(*_: Any) -> Tensor:
+        raise WorkerError("ended its process", 1)
+
+    module = segmenter().eval()
+    module.refine = refine
+    with pytest.raises(WorkerError, match=r"photo photo_1: .*ended its process"):
+        module.predict_step(batch(), 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+import lightning as L
 import torch
 from torch import Tensor, nn
 
@@ -12,8 +13,8 @@ from wsss_contrast.data import as_photos
 from wsss_contrast.functional import (
     attention_scores,
     mask_by_tags,
-    max_normalize,
     nearest_labels,
+    normalize_cams,
     resize,
     split_background,
 )
@@ -22,7 +23,7 @@ from wsss_contrast.nn import AttentionAffinityHead
 from wsss_contrast.refine import Refiner, pseudo_labels
 
 from .regularizer import RegularizerCallback, entry
-from .taps import Tap
+from .taps import Tap, TapError
 
 
 def timm_attention(*blocks: str) -> Callable[[Mapping[str, Any]], Tensor]:
@@ -101,6 +102,11 @@ class AttentionAffinityCallback(RegularizerCallback):
     def build(self, in_channels: int) -> nn.Module:
         return AttentionAffinityHead(in_channels)
 
+    def attach(self, module: L.LightningModule) -> None:
+        super().attach(module)
+        if self._linear is not None:
+            raise TapError(f"{self.state_key}: `cams` taps a linear layer; tap or compute its maps, (N, K, h, w)")
+
     def before_step(self, module: Any, batch: Any) -> None:
         self._images = entry(batch, self.images, "images")
 
@@ -114,7 +120,7 @@ class AttentionAffinityCallback(RegularizerCallback):
         size = (cams.shape[-2], cams.shape[-1])
         with torch.no_grad():
             large = (images.shape[-2], images.shape[-1])
-            maps = max_normalize(resize(mask_by_tags(cams, tags), large))
+            maps = mask_by_tags(normalize_cams(resize(cams, large)), tags)
             photos = images if self.refine is None else as_photos(images)
             labels = nearest_labels(pseudo_labels(photos, maps, tags, *self.delta, refine=self.refine), size)
         affinity = parts([views[0]["attention"]], size[0] * size[1])

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wsss_contrast.functional import mask_by_tags, max_normalize, nearest_labels
-from wsss_contrast.losses import MultilabelSoftMargin, PatchTokenContrast
+from wsss_contrast.functional import mask_by_tags, multilabel_soft_margin, nearest_labels, normalize_cams
+from wsss_contrast.losses import PatchTokenContrast
 from wsss_contrast.refine import pseudo_labels
 
 from .regularizer import RegularizerCallback
@@ -75,7 +75,6 @@ class PatchTokenContrastCallback(RegularizerCallback):
         self.delta = (background_threshold, foreground_threshold)
         self.weight = weight
         self.loss = PatchTokenContrast()
-        self.classification = MultilabelSoftMargin()
 
     def build(self, in_channels: int) -> nn.Module:
         return _Parts(in_channels, self.num_classes)
@@ -87,11 +86,12 @@ class PatchTokenContrastCallback(RegularizerCallback):
         features, middle = views[0]["features"], views[0]["middle"]
         cams = parts.classifier(middle)
         with torch.no_grad():
-            maps = max_normalize(mask_by_tags(cams, tags))
+            maps = mask_by_tags(normalize_cams(cams), tags)
             labels = pseudo_labels(maps, maps, tags, *self.delta)
             labels = nearest_labels(labels, (features.shape[-2], features.shape[-1]))
         terms = {name: term * self.weight for name, term in self.loss(features, labels).items()}
-        return {"auxiliary": self.classification(cams, tags), **terms}
+        # The largest value of a map, as ToCo pools, and not its mean.
+        return {"auxiliary": multilabel_soft_margin(cams.amax(dim=(2, 3)), tags), **terms}
 
     def _empty(self, tags: Tensor) -> dict[str, Tensor]:
         empty = super()._empty(tags)

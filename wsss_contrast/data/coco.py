@@ -3,8 +3,9 @@
 import json
 from collections.abc import Sequence
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import albumentations as A
 import numpy as np
@@ -30,10 +31,18 @@ GET_COCO = """Get it:
   unzip each of them in the folder"""
 
 
+class _Split(NamedTuple):
+    """What is kept of an annotation file: without Python objects for each instance, which workers would copy."""
+
+    classes: list[str]
+    images: list[tuple[str, int, int]]  # file name, height, width; in the order of COCO's ids
+    tags: NDArray[np.bool_]  # (images, classes)
+    instances: list[bytes]  # of each image, json: class from 0, area, whether a crowd, segmentation, id
+
+
 def coco_classes(root: Path, split: str) -> list[str]:
     """The names of the classes that a split's annotations have, in the order of COCO's ids."""
-    content = _read(root / "annotations" / f"instances_{split}.json")
-    return [str(category["name"]) for category in sorted(content["categories"], key=lambda c: c["id"])]
+    return list(_read(root / "annotations" / f"instances_{split}.json").classes)
 
 
 class COCODataset(TaggedImageDataset):
@@ -74,80 +83,72 @@ class COCODataset(TaggedImageDataset):
         self.root = Path(root)
         self.path = self.root / "annotations" / f"instances_{split}.json"
         content = _read(self.path)
-        categories = sorted(content["categories"], key=lambda category: category["id"])
-        self.categories = [str(category["name"]) for category in categories]
         super().__init__(
-            check_class_names(self.categories if classes is None else classes, known=self.categories),
+            check_class_names(content.classes if classes is None else classes, known=content.classes),
             transform,
             with_mask,
             seed,
         )
-        self._images = sorted(content["images"], key=lambda image: image["id"])
+        if with_mask and find_spec("pycocotools") is None:
+            raise ImportError('masks of COCO need the extra: pip install "wsss-contrast[coco]"')
+        self._images = content.images
         if official and len(self._images) != COCO_COUNTS.get(split):
             found, expected = len(self._images), COCO_COUNTS.get(split, "no such split")
-            raise DataError(f"{self.path}: has {found} images, COCO 2014 has {expected}. {GET_COCO}")
+            raise DataError(
+                f"{self.path}: has {found} images, COCO 2014 has {expected} (official=False takes others). {GET_COCO}"
+            )
         self._folder = self.root / split
         there = {path.name for path in self._folder.iterdir()} if self._folder.is_dir() else set()
-        missing = [str(self._folder / image["file_name"]) for image in self._images if image["file_name"] not in there]
+        missing = [str(self._folder / name) for name, *_ in self._images if name not in there]
         if missing:
             raise DataError(f"missing image: {some(missing)}. {GET_COCO}")
-        # From COCO's ids to ours, 255 for a class that is not used.
-        self._ids = {
-            category["id"]: self.class_names.index(category["name"]) + 1
-            if category["name"] in self.class_names
-            else NO_LABEL
-            for category in categories
-        }
-        self._instances: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in self._images}
-        for number, instance in enumerate(content["annotations"]):
-            image, category = instance["image_id"], instance["category_id"]
-            if image not in self._instances or category not in self._ids:
-                raise DataError(f"{self.path}: there is no image {image} or category {category} (annotation {number})")
-            self._instances[image].append(instance)
+        used = [content.classes.index(name) for name in self.class_names]
+        self._tags = content.tags[:, used].astype(np.float32)
+        self._instances = content.instances
+        # From a class of the file to ours, 255 for one that is not used.
+        self._ids = np.full(len(content.classes), NO_LABEL, np.uint8)
+        self._ids[used] = np.arange(1, len(used) + 1)
 
     def __len__(self) -> int:
         return len(self._images)
 
     def image_name(self, index: int) -> str:
-        return Path(self._images[index]["file_name"]).stem
+        return Path(self._images[index][0]).stem
 
     def image_size(self, index: int) -> tuple[int, int]:
-        return self._images[index]["height"], self._images[index]["width"]
+        return self._images[index][1:]
 
     def read(self, index: int) -> Reading:
-        path = self._folder / self._images[index]["file_name"]
+        path = self._folder / self._images[index][0]
         image = read_image(path)
         if image.shape[:2] != self.image_size(index):
             height, width = self.image_size(index)
             raise DataError(f"{path}: the image is {image.shape[1]}x{image.shape[0]} pixels, not {width}x{height}")
-        instances = self._instances[self._images[index]["id"]]
-        present = {self._ids[instance["category_id"]] for instance in instances}
-        tags = np.isin(np.arange(1, len(self.class_names) + 1), list(present)).astype(np.float32)
-        return image, tags, self._mask(index, instances) if self.with_mask else None, self.image_name(index)
+        mask = self._mask(index) if self.with_mask else None
+        return image, self._tags[index].copy(), mask, self.image_name(index)
 
-    def _mask(self, index: int, instances: Sequence[dict[str, Any]]) -> NDArray[np.uint8]:
+    def _mask(self, index: int) -> NDArray[np.uint8]:
         size = self.image_size(index)
         mask = np.zeros(size, np.uint8)
-        crowds = [instance for instance in instances if instance.get("iscrowd")]
-        others = sorted((i for i in instances if not i.get("iscrowd")), key=lambda i: i.get("area", 0.0), reverse=True)
-        for instance in [*crowds, *others]:
+        instances = json.loads(self._instances[index])
+        for category, _, is_crowd, segmentation, number in sorted(instances, key=lambda i: (not i[2], -i[1])):
             try:
-                region = _region(instance["segmentation"], size)
+                region = _region(segmentation, size)
             except RLEError as error:
-                raise DataError(f"{self.path}: annotation {instance.get('id')}: {error}") from error
-            mask[region] = NO_LABEL if instance.get("iscrowd") else self._ids[instance["category_id"]]
+                raise DataError(f"{self.path}: annotation {number}: {error}") from error
+            mask[region] = NO_LABEL if is_crowd else self._ids[category]
         return mask
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """The content of an annotation file, with the fields that are used."""
+def _read(path: Path) -> _Split:
+    """What an annotation file holds."""
     if not path.is_file():
         raise DataError(f"{path}: no such annotations. {GET_COCO}")
     return _parsed(path, path.stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=2)  # of train and val: a file has 300 MB, and several data sets read it
-def _parsed(path: Path, _changed: int) -> dict[str, Any]:
+def _parsed(path: Path, _changed: int) -> _Split:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -165,22 +166,41 @@ def _parsed(path: Path, _changed: int) -> dict[str, Any]:
             absent = [name for name in names if not isinstance(entry, dict) or name not in entry]
             if absent:
                 raise DataError(f"{path}: entry {number} of `{part}` has no {', '.join(absent)}")
-    checked: dict[str, Any] = content
-    return checked
+    categories = sorted(content["categories"], key=lambda category: category["id"])
+    images = sorted(content["images"], key=lambda image: image["id"])
+    of_category = {category["id"]: place for place, category in enumerate(categories)}
+    of_image = {image["id"]: place for place, image in enumerate(images)}
+    tags = np.zeros((len(images), len(categories)), bool)
+    instances: list[list[Any]] = [[] for _ in images]
+    for number, found in enumerate(content["annotations"]):
+        image, category = found["image_id"], found["category_id"]
+        if image not in of_image or category not in of_category:
+            raise DataError(f"{path}: there is no image {image} or category {category} (annotation {number})")
+        place = of_category[category]
+        tags[of_image[image], place] = True
+        about = [place, found.get("area", 0.0), bool(found.get("iscrowd")), found["segmentation"], found.get("id")]
+        instances[of_image[image]].append(about)
+    return _Split(
+        [str(category["name"]) for category in categories],
+        [(str(image["file_name"]), int(image["height"]), int(image["width"])) for image in images],
+        tags,
+        [json.dumps(of).encode() for of in instances],
+    )
 
 
 def _region(segmentation: Any, size: tuple[int, int]) -> NDArray[np.bool_]:
     """The pixels (H, W) of an instance: of polygons, or of run lengths."""
     if isinstance(segmentation, list):
-        try:
-            from pycocotools import mask as coco_mask
-        except ImportError as error:
-            raise ImportError('masks of COCO need the extra: pip install "wsss-contrast[coco]"') from error
-        if not segmentation or not all(isinstance(p, list) and len(p) >= 6 and len(p) % 2 == 0 for p in segmentation):
-            raise RLEError("`segmentation` must be polygons of at least three points")
-        encoded = coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))
-        region: NDArray[np.bool_] = coco_mask.decode(encoded).astype(bool)
-        return region
+        from pycocotools import mask as coco_mask
+
+        if not all(isinstance(polygon, list) and len(polygon) % 2 == 0 for polygon in segmentation):
+            raise RLEError("`segmentation` must be polygons, lists of x and y in turn")
+        polygons = [polygon for polygon in segmentation if len(polygon) >= 6]  # of fewer points, it has no area
+        if not polygons:
+            return np.zeros(size, bool)
+        encoded = coco_mask.merge(coco_mask.frPyObjects(polygons, *size))
+        decoded: NDArray[np.bool_] = coco_mask.decode(encoded).astype(bool)
+        return decoded
     region = decode_rle(segmentation)
     if region.shape != size:
         raise RLEError(f"the mask is {region.shape[1]}x{region.shape[0]} pixels, its image {size[1]}x{size[0]}")

@@ -212,7 +212,7 @@ class VOCDataModule(WSSSDataModule):
         val_split: list to validate on.
         threshold_split: list on which the background threshold is chosen; by default ``train_split``.
         classes: the VOC classes to use; by default all 20.
-        tags: tags file, relative to ``root``; or ``"xml"``; or ``"masks"``.
+        tags: tags file, relative to ``root``; or ``"xml"``; or ``"masks"``; or ``"none"``.
         crop_size: side of a training crop, in pixels.
         resize_long: smallest and largest longest side of a training image before the crop, in pixels.
         batch_size: training images a batch, in each process.

@@ -223,7 +223,7 @@ class FolderDataModule(WSSSDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         tags = self.root / "tags.csv"
-        if stage != "predict" and not tags.is_file():
+        if stage != "predict" and not tags.is_file() and self.labels is None:
             raise DataError(f"{tags}: no such tags file")
         scored = stage != "predict" and bool(_files(self.root / "masks"))
         photos = self.dataset("images", with_mask=scored)

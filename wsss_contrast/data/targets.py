@@ -69,7 +69,7 @@ class LabelFolder(_TargetFolder):
     """
 
     what = "labels"
-    origin = "`wsss-contrast predict --labels` makes one"
+    origin = "`wsss-contrast predict` makes one, with `--labels` for AffinityNet and IRNet"
 
     def __init__(self, folder: str | Path, ids: Sequence[int], names: Sequence[str] = ()) -> None:
         super().__init__(folder, names)

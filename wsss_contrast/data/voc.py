@@ -73,7 +73,7 @@ class VOCDataset(TaggedImageDataset):
         classes: the VOC classes to use. Others are dropped from the tags and are 255 in the masks.
         tags: where the tags come from. Path of a CSV file with the header ``name,tags``, tags separated by
             spaces, relative to ``root``; or ``"xml"`` for ``Annotations/NAME.xml``; or ``"masks"`` for the
-            classes that occur in the mask.
+            classes that occur in the mask; or ``"none"``: samples then have no tags.
         transform: an albumentations pipeline; by default :func:`eval_transform`.
         with_mask: whether a sample carries its mask.
         seed: seed of the augmentation.
@@ -118,11 +118,12 @@ class VOCDataset(TaggedImageDataset):
             _check_files(self._masks, self.names, ".png", "mask")
 
         self._tags: list[NDArray[np.float32]] | None = None
+        self._of_masks = tags == "masks"
         if tags == "xml":
             folder = self.root / "Annotations"
             _check_files(folder, self.names, ".xml", "annotation")
             self._tags = [self._multi_hot(_read_annotation(folder / f"{name}.xml")) for name in self.names]
-        elif tags != "masks":
+        elif tags not in ("masks", "none"):
             path = self.root / tags
             by_name = _read_tags(path)
             missing = [name for name in self.names if name not in by_name]
@@ -157,10 +158,8 @@ class VOCDataset(TaggedImageDataset):
             problem = mask_size_problem(self._masks / f"{name}.png", mask.shape, path, image.shape)
             if problem is not None:
                 raise DataError(problem)
-        if self._tags is not None:
-            tags = self._tags[index].copy()
-        else:
-            assert mask is not None
+        tags = None if self._tags is None else self._tags[index].copy()
+        if self._of_masks and mask is not None:
             tags = np.isin(np.arange(1, len(self.class_names) + 1), mask).astype(np.float32)
         return image, tags, mask, name
 

@@ -96,18 +96,16 @@ def commonest_labels(labels: Tensor, stride: int) -> Tensor:
     """
     if stride < 1:
         raise ValueError(f"`stride` must be at least 1, got {stride}")
-    size = (len(labels), *(-(-side // stride) for side in labels.shape[-2:]))
-    share, commonest = (
-        torch.zeros(size, device=labels.device),
-        torch.zeros(size, dtype=torch.int64, device=labels.device),
-    )
-    for (
-        label
-    ) in labels.unique().tolist():  # one after the other: counts of 256 ids at once take sixteen times the memory
-        of_label = F.avg_pool2d((labels == label).float(), stride, ceil_mode=True)
-        more = of_label > share
-        share, commonest = torch.where(more, of_label, share), commonest.masked_fill(more, label)
-    return commonest
+    height, width = labels.shape[-2:]
+    # Pixels beyond the border have a label that is left out below.
+    padded = F.pad(labels.to(torch.int16), (0, -width % stride, 0, -height % stride), value=NO_LABEL + 1)
+    blocks = padded.unflatten(2, (-1, stride)).unflatten(1, (-1, stride)).transpose(2, 3).flatten(3)
+    ordered = blocks.sort(dim=3).values
+    # How often each pixel's label is in the block: where it ends in the order less where it begins.
+    ends, starts = (torch.searchsorted(ordered, ordered, right=right, out_int32=True) for right in (True, False))
+    counts = (ends - starts).masked_fill(ordered > NO_LABEL, 0)
+    commonest: Tensor = (counts * (NO_LABEL + 1) + (NO_LABEL - ordered)).amax(dim=3)  # of equal counts the lowest label
+    return NO_LABEL - (commonest % (NO_LABEL + 1)).long()
 
 
 def affinity_seeds(low: Tensor, high: Tensor) -> Tensor:

@@ -68,5 +68,7 @@ def attention_scores(queries: Tensor, keys: Tensor) -> Tensor:
     Returns:
         (N, heads, T, T).
     """
-    scores: Tensor = full_precision(queries) @ full_precision(keys).transpose(-2, -1) / queries.shape[-1] ** 0.5
-    return scores
+    with torch.autocast(queries.device.type, enabled=False):  # scores may exceed what half precision holds
+        scaled = full_precision(queries) / queries.shape[-1] ** 0.5
+        scores: Tensor = scaled @ full_precision(keys).transpose(-2, -1)
+        return scores

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
-from wsss_contrast.data import DataError
+from wsss_contrast.data import DataError, SameSizeBatches
 from wsss_contrast.functional import commonest_labels
-from wsss_contrast.refine import Refiner
+from wsss_contrast.refine import Refiner, WorkerError
 
 from .optim import parameter_groups, poly_decay
+
+
+def naming_photos(names: Sequence[str], make: Callable[[], Tensor]) -> Tensor:
+    """What ``make`` gives for these photos; where one of them ends its process, the error has its name."""
+    try:
+        return make()
+    except WorkerError as error:
+        raise WorkerError(f"photo {names[error.number]}: {error}") from error
 
 
 class WSSSModule(L.LightningModule):
@@ -62,6 +72,17 @@ class WSSSModule(L.LightningModule):
     def _data(self) -> Any:
         """The trainer's data module, if there is one."""
         return None if self._trainer is None else getattr(self._trainer, "datamodule", None)
+
+    def _scored(self, count: int) -> list[str]:
+        """What the validation loaders are of, ``train`` or ``val``."""
+        loaders = self.trainer.val_dataloaders
+        loaders = [loaders] if isinstance(loaders, DataLoader) else list(loaders or [])
+        # The trainer keeps a data module when loaders are given later, so its sets count only if they are loaded.
+        sets = getattr(self._data, "val_sets", {})
+        scored = [getattr(loader, "dataset", None) for loader in loaders]
+        scored = [data.dataset if isinstance(data, SameSizeBatches) else data for data in scored]
+        names = [name for loaded in scored for name, data in sets.items() if loaded is data]
+        return names if len(names) == count else ["train", "val"][-count:]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         groups = parameter_groups(self, self.heads, self.lr, self.weight_decay)

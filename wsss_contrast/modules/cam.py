@@ -8,16 +8,15 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from wsss_contrast.data import DataError, SameSizeBatches, as_photos
+from wsss_contrast.data import DataError, as_photos
 from wsss_contrast.functional import global_average_pool, split_background
 from wsss_contrast.losses import MultilabelSoftMargin
 from wsss_contrast.metrics import THRESHOLDS, SeedCurve, SeedMIoU
 from wsss_contrast.nn import TimmBackbone
-from wsss_contrast.refine import WorkerError, multi_scale_cams, pseudo_labels
+from wsss_contrast.refine import multi_scale_cams, pseudo_labels
 
-from .base import WSSSModule
+from .base import WSSSModule, naming_photos
 
 
 class CAM(WSSSModule):
@@ -164,12 +163,6 @@ class CAM(WSSSModule):
         threshold = self.background_threshold if self.threshold is None else self.threshold
         return pseudo_labels(photos, seeds, tags, threshold, refine=self.refine, names=names)
 
-    def _masks_of(self, names: Sequence[str], images: Tensor, seeds: Tensor, tags: Tensor) -> Tensor:
-        try:
-            return self.masks(images, seeds, tags, names)
-        except WorkerError as error:
-            raise WorkerError(f"photo {names[error.number]}: {error}") from error
-
     @torch.no_grad()
     def predicted_tags(self, images: Tensor) -> Tensor:
         """(N, K), 1 for each class whose probability exceeds ``tag_threshold``, of images (N, 3, H, W)."""
@@ -197,17 +190,6 @@ class CAM(WSSSModule):
             self.seed_curves = dict(zip(self._scored(len(curves)), curves, strict=True))
             self.log_dict(self._scores(self.seed_curves), prog_bar=True, sync_dist=True)
 
-    def _scored(self, count: int) -> list[str]:
-        """What the validation loaders are of, ``train`` or ``val``."""
-        loaders = self.trainer.val_dataloaders
-        loaders = [loaders] if isinstance(loaders, DataLoader) else list(loaders or [])
-        # The trainer keeps a data module when loaders are given later, so its sets count only if they are loaded.
-        sets = getattr(self._data, "val_sets", {})
-        scored = [getattr(loader, "dataset", None) for loader in loaders]
-        scored = [data.dataset if isinstance(data, SameSizeBatches) else data for data in scored]
-        names = [name for loaded in scored for name, data in sets.items() if loaded is data]
-        return names if len(names) == count else ["train", "val"][-count:]
-
     def _scores(self, curves: dict[str, SeedCurve]) -> dict[str, float]:
         scores = {}
         if "train" in curves:
@@ -234,7 +216,7 @@ class CAM(WSSSModule):
         broken = [name for name, of_photo in zip(batch["name"], seeds, strict=True) if bool(of_photo.isnan().any())]
         if broken:
             raise ValueError(f"the maps of {', '.join(broken)} have NaN: are the network's weights finite?")
-        make = partial(self._masks_of, batch["name"], images, seeds, tags)
+        make = partial(naming_photos, batch["name"], partial(self.masks, images, seeds, tags, batch["name"]))
         prediction = {"name": batch["name"], "mask": make if self.masks_later else make()}
         return prediction | ({"seeds": seeds, "tags": tags} if self.keep_seeds else {})
 

@@ -17,7 +17,7 @@ from wsss_contrast.metrics import segmentation_scores
 from wsss_contrast.nn import DeepLab, DeepLabV3Plus, LargeFOVHead, SummedASPPHead, TimmBackbone
 from wsss_contrast.refine import multi_scale_logits
 
-from .base import WSSSModule
+from .base import WSSSModule, naming_photos
 
 HEADS: dict[str, Callable[[int, int], nn.Module]] = {"deeplabv1": LargeFOVHead, "deeplabv2": SummedASPPHead}
 
@@ -135,9 +135,8 @@ class Segmenter(WSSSModule):
         metric.update(best_class(self.logits(batch["image"])), batch["mask"])
 
     def on_validation_epoch_end(self) -> None:
-        count = len(self.trainer.num_val_batches)
         scores = {}
-        for name, metric in zip(["train", "val"][-count:], self.metrics, strict=False):
+        for name, metric in zip(self._scored(len(self.trainer.num_val_batches)), self.metrics, strict=False):
             assert isinstance(metric, MulticlassConfusionMatrix)
             scores[f"{name}/miou"] = segmentation_scores(metric.compute()).miou
             metric.reset()
@@ -165,7 +164,7 @@ class Segmenter(WSSSModule):
         broken = [name for name, of in zip(batch["name"], probabilities, strict=True) if bool(of.isnan().any())]
         if broken:
             raise ValueError(f"the logits of {', '.join(broken)} have NaN: are the network's weights finite?")
-        make = partial(self.masks, images, probabilities, batch["name"])
+        make = partial(naming_photos, batch["name"], partial(self.masks, images, probabilities, batch["name"]))
         prediction = {"name": batch["name"], "mask": make if self.masks_later else make()}
         if not self.keep_seeds:
             return prediction

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from wsss_contrast.functional import full_precision
 
+MOST_PREFIX_TOKENS = 16
+"""Class and register tokens that a transformer may have."""
+
 
 class AttentionAffinityHead(nn.Module):
     """Affinity of patch tokens from attention: A = MLP(S + S^T) over the heads, AFA (CVPR 2022), Sec. 3.2. Torch only.
@@ -27,9 +30,15 @@ class AttentionAffinityHead(nn.Module):
         Args:
             scores: of each layer (N, heads_i, T, T), before the softmax
                 (:func:`~wsss_contrast.functional.attention_scores`).
-            tokens: L, the patch tokens; the T - L before them (class, registers) are left out.
+            tokens: L, the patch tokens; the T - L before them (class, registers; at most 16) are left out.
+
+        Raises:
+            ValueError: T and L that do not go together.
         """
-        joined = torch.cat([layer[..., -tokens:, -tokens:] for layer in scores], dim=1)
-        joined = full_precision(joined)
-        mixed: Tensor = self.mix(joined + joined.transpose(-2, -1))
+        wrong = [tuple(layer.shape) for layer in scores if not 0 <= layer.shape[-1] - tokens <= MOST_PREFIX_TOKENS]
+        if wrong:
+            raise ValueError(f"attention of shape {wrong[0]} is not of {tokens} patch tokens and a few before them")
+        joined = full_precision(torch.cat([layer[..., -tokens:, -tokens:] for layer in scores], dim=1))
+        with torch.autocast(joined.device.type, enabled=False):
+            mixed: Tensor = self.mix(joined + joined.transpose(-2, -1))
         return mixed[:, 0]

@@ -101,8 +101,12 @@ class DeepLabV3Plus(nn.Module):
             )
         except (KeyError, ValueError, RuntimeError, NotImplementedError) as error:
             raise ValueError(f"`{backbone}` can't be the encoder of DeepLabV3+: {error}") from error
-        encoder = self.net.encoder.model
-        encoder.load_state_dict({name: state.state_dict()[name] for name in encoder.state_dict()})
+        encoder, values = self.net.encoder.model, state.state_dict()
+        # Some families' names are flat here: `stages_0.` is `stages.0.` of the whole network.
+        names = {name: name if name in values else name.replace("_", ".", 1) for name in encoder.state_dict()}
+        if not values.keys() >= {*names.values()}:
+            raise ValueError(f"`{backbone}` can't be the encoder of DeepLabV3+: its weights have other names there")
+        encoder.load_state_dict({ours: values[theirs] for ours, theirs in names.items()})
         self.scale: Tensor
         self.shift: Tensor
         for name, value in zip(("scale", "shift"), color_change(state.pretrained_cfg, weights), strict=True):
