@@ -22,12 +22,33 @@ def refuse_sharding(trainer: Any, name: str, reason: str) -> None:
 
 
 def progress(trainer: Any) -> float:
-    """The share of the optimiser steps that is done, in [0, 1]; 0 for a training without end.
+    """The share of the training that is done, in [0, 1], by optimiser steps; 0 for a training without end.
 
     Args:
         trainer: Lightning's ``Trainer``, in ``fit``.
     """
-    return min(float(trainer.global_step) / max(float(trainer.estimated_stepping_batches), 1.0), 1.0)
+    steps = planned_steps(trainer, len(trainer.optimizers))
+    return min(float(steps_done(trainer)) / max(steps, 1.0), 1.0)
+
+
+def steps_done(trainer: Any) -> int:
+    """The optimiser steps taken. With manual optimisation the batches: there, a batch may be several steps or none."""
+    automatic = trainer.lightning_module.automatic_optimization
+    done: int = trainer.global_step if automatic else trainer.fit_loop.total_batch_idx
+    return done
+
+
+def planned_steps(trainer: Any, optimizers: int) -> float:
+    """What :func:`steps_done` comes to in the whole training; inf without an end.
+
+    Args:
+        trainer: Lightning's ``Trainer``, in ``fit``.
+        optimizers: how many there are. With manual optimisation ``max_steps`` counts the steps of all.
+    """
+    steps, limit = float(trainer.estimated_stepping_batches), trainer.max_steps
+    if trainer.lightning_module.automatic_optimization or limit == -1:
+        return steps
+    return min(steps, float(limit) / max(optimizers, 1))
 
 
 def step_generator(trainer: Any, seed: int, device: torch.device) -> torch.Generator:

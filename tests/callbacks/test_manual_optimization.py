@@ -55,6 +55,60 @@ def test_terms_train_as_under_automatic_optimization(before: int) -> None:
     assert not same(weights(plain), found[0][: len(weights(plain))])
 
 
+class ManualOneView(Manual):
+    """Forwards one view: callbacks make the second."""
+
+    def host_loss(self, batch: Any) -> Any:
+        return tag_loss(self(batch["image"]), batch["tags"])
+
+
+def test_the_views_that_callbacks_make_are_their_own() -> None:
+    """Two that make views of other sizes, and one that needs none."""
+    found = []
+    for host, options in ((OneView(), {}), (ManualOneView(), {"backward": 0})):
+        sizes = (("first", 8, False), ("second", 12, True))
+        callbacks = [ppc(name=name, view_size=size, view_flip=flip, **options) for name, size, flip in sizes]
+        callbacks.append(FeatureNorm(name="third", **options))
+        fit(host, *callbacks, steps=3)
+        found.append([*weights(host), *(w for c in callbacks for w in weights(c.parts))])
+    assert same(*found)
+
+
+class TwoOptimizers(ManualOneView):
+    """Its classifier has an optimizer of its own, which the first backward pass does not serve."""
+
+    def training_step(self, batch: Any) -> None:
+        body, _ = self.optimizers()  # type: ignore[misc]
+        with self.toggled_optimizer(body):
+            self.manual_backward(self.host_loss(batch))
+            body.step()
+
+    def configure_optimizers(self) -> Any:
+        body = [*self.stem.parameters(), *self.body.parameters()]
+        return [torch.optim.SGD(parameters, lr=0.1) for parameters in (body, self.classifier.parameters())]
+
+
+def test_parts_that_would_not_learn_are_an_error() -> None:
+    with pytest.raises(ValueError, match="its parts are frozen in this backward pass"):
+        fit(TwoOptimizers(), ppc(backward=0))
+
+
+def test_warm_up_counts_batches() -> None:
+    class Counted(Manual):
+        def after(self, batch: Any) -> None:
+            optimizer: Any = self.optimizers()
+            optimizer.step()  # a batch is two steps
+
+    def projector(**options: Any) -> list[Any]:
+        callback = ppc(backward=0, **options)
+        start = AtStart(lambda *_: weights(callback.parts))
+        fit(Counted(), callback, start, steps=2)
+        return [start.value, weights(callback.parts)]
+
+    assert same(*projector(warmup_steps=2))
+    assert not same(*projector(warmup_steps=1))
+
+
 def test_what_runs_after_the_loss_is_no_view() -> None:
     hosts = [Manual(), Adversarial()]
     for host in hosts:

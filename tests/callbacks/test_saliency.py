@@ -53,7 +53,7 @@ def test_the_term_is_that_of_the_equation_and_trains_the_maps(background: int) -
         return loss
 
     host.training_step = training_step  # type: ignore[method-assign]
-    callback = SaliencyCallback("classifier", background=background, loss=SaliencyLoss(0.2, 0.7))
+    callback = SaliencyCallback("classifier", background=background, loss=SaliencyLoss(0.2, 0.7, background))
     spy = fit(host, callback, data=photos())
     assert [float(loss) for loss in spy.losses] == pytest.approx(expected, rel=1e-5)
 
@@ -71,7 +71,6 @@ def test_the_term_is_that_of_the_equation_and_trains_the_maps(background: int) -
             "no 'depth' .*it has: .'image', 'sal",
         ),
         (lambda: SaliencyCallback("head"), TapError, "no submodule `head`"),
-        (lambda: SaliencyCallback(), TapError, "declares no `regularizer_taps`"),
     ],
 )
 def test_what_is_missing_is_named(callback: Any, error: type[Exception], message: str) -> None:
@@ -79,11 +78,11 @@ def test_what_is_missing_is_named(callback: Any, error: type[Exception], message
         fit(WithBackground(-1), callback(), data=photos())
 
 
-def test_maps_without_a_background_are_refused() -> None:
-    host = OneView()
-    host.regularizer_taps = {"cams": "classifier", "background": None, "in_channels": WIDTH}  # type: ignore[assignment]
-    with pytest.raises(TapError, match="the maps of OneView have no background"):
-        fit(host, SaliencyCallback(), data=photos())
+def test_backgrounds_must_agree() -> None:
+    with pytest.raises(ValueError, match="`background` is 0 here, but -1 of `loss`"):
+        SaliencyCallback("classifier", background=0, loss=SaliencyLoss())
+    with pytest.raises(ValueError, match="`tags` must be"):  # maps without one have a channel too few
+        fit(OneView(), SaliencyCallback("classifier"), data=photos())
 
 
 def test_a_rank_that_skips_the_step_meets_the_others() -> None:

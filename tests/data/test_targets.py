@@ -147,6 +147,9 @@ def test_bad_saliency_is_named(kind: str, root: Path) -> None:
     data.setup("fit")
     with pytest.raises(DataError, match=r"c\.png: the saliency maps are 9x8 pixels, the photo is 24x24"):
         data.train_set[[data.train_set.image_name(i) for i in range(3)].index("c")]
+    Image.fromarray(np.zeros((*SIZES["c"], 4), np.uint8)).save(folder / "c.png")  # as tools that cut objects out write
+    with pytest.raises(DataError, match=r"c\.png: a saliency map must be grey or of colours, .* transparent"):
+        data.train_set[[data.train_set.image_name(i) for i in range(3)].index("c")]
     (folder / "c.png").write_bytes((folder / "c.png").read_bytes()[:40])
     with pytest.raises(DataError, match=r"c\.png: cannot be read as an image"):
         data.train_set[[data.train_set.image_name(i) for i in range(3)].index("c")]
@@ -177,7 +180,7 @@ def test_shapes(tmp_path: Path) -> None:
 
 
 def test_missing_labels_are_named_before_training(kind: str, root: Path) -> None:
-    with pytest.raises(DataError, match=r"nowhere: no such folder of labels; `wsss-contrast predict --labels`"):
+    with pytest.raises(DataError, match=r"nowhere: no such folder of labels; `wsss-contrast predict` makes one"):
         module(kind, root, labels="nowhere").setup("fit")
     (root / "labels" / "b.png").unlink()
     with pytest.raises(DataError, match=r"^missing labels: .*labels/b\.png$"):

@@ -150,15 +150,22 @@ def test_a_start_that_can_not_be_read(content: bytes | None, tmp_path: Path) -> 
         torch.save([1], path)
     else:
         path.write_bytes(content)
+    with pytest.warns(UserWarning, match=r"other\.ckpt can't be read as a checkpoint"):
+        module = csrm(start=str(path))
     with pytest.raises(ValueError, match=r"other\.ckpt can't be read as a checkpoint"):
-        csrm(start=str(path))
+        trainer(tmp_path, max_steps=1, max_epochs=-1).fit(module, datamodule=data())
 
 
 def test_a_start_of_another_network(tmp_path: Path) -> None:
     path = tmp_path / "other.ckpt"
     torch.save({"state_dict": {"classifier.weight": torch.zeros(1)}}, path)
-    with pytest.raises(ValueError, match=r"other\.ckpt: its backbone is another"):
-        csrm(start=str(path))
+    with pytest.warns(UserWarning, match=r"the backbone of .*other\.ckpt is another"):
+        module = csrm(start=str(path))
+    with pytest.raises(ValueError, match=r"the backbone of .*other\.ckpt is another"):
+        trainer(tmp_path, max_steps=1, max_epochs=-1).fit(module, datamodule=data())
+    # Weights of the whole module take its place: those of a checkpoint, whose start has been replaced since.
+    module.load_state_dict(csrm().state_dict())
+    trainer(tmp_path, max_steps=1, max_epochs=-1).fit(module, datamodule=data())
 
 
 def test_seeds_are_the_teachers() -> None:

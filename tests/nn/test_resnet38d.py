@@ -86,6 +86,8 @@ def test_is_a_backbone() -> None:
         assert last.shape == (2, 4096, 9, 7)
         assert [level.shape[1] for level in low] == [512, 1024]
     assert TimmBackbone("resnet38d", None, None, low_strides=(4,)).low_channels == (256,)
+    with pytest.raises(ValueError, match="timm has no weights of `resnet38d`; give `weights` a file, or None"):
+        TimmBackbone("resnet38d", "timm", None)
     with pytest.raises(ValueError, match=r"`resnet38d` has no output stride 16; .*output stride of 8"):
         TimmBackbone("resnet38d", None, 16)
     module = SEAM(20, backbone="resnet38d", weights=None, output_stride=None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
@@ -109,6 +110,8 @@ class Host:
             self._wrap_manual_backward()
 
     def _wrap_manual_backward(self) -> None:
+        for member in self.sorted_members():
+            member.check_backward(self.module)  # a host may turn to manual optimisation in its `setup`
         original = self.module.manual_backward
 
         @functools.wraps(original)
@@ -116,7 +119,7 @@ class Host:
             members = [m for m in self.sorted_members() if m.joins(self.module) == self._backward]
             self._backward += 1
             if members and self._batch is not None:
-                loss = loss + torch.stack([m.step(self.module, self._batch, skipped=False) for m in members]).sum()
+                loss = loss + self._terms(members)
             original(loss, *args, **kwargs)
 
         self._replace("manual_backward", manual_backward)
@@ -136,6 +139,21 @@ class Host:
         if isinstance(output, dict):
             return {**output, "loss": output["loss"] + added} if isinstance(output.get("loss"), Tensor) else output
         return output + added
+
+    def _terms(self, members: list[RegularizerCallback]) -> Tensor:
+        """What these members add to a loss. The views that one makes are none of the step's, for any of them."""
+        with ExitStack() as paused:
+            for member in self.members.values():
+                paused.enter_context(member.recorder.paused())
+            terms = [member.step(self.module, self._batch, skipped=False) for member in members]
+        for member in members:
+            parameters = [p for p in member.parts.parameters() if p.dtype.is_floating_point] if member.parts else []
+            if parameters and not any(p.requires_grad for p in parameters):
+                raise ValueError(
+                    f"{member.state_key}: its parts are frozen in this backward pass: the optimizer that they joined "
+                    "is another. Tap a layer whose optimizer steps after it"
+                )
+        return torch.stack(terms).sum()
 
     def _manual_step(self, original: Any, batch: Any) -> Any:
         members = self.sorted_members()

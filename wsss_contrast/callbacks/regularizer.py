@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from wsss_contrast.data import ViewTransform
-from wsss_contrast.training import refuse_sharding, step_generator
+from wsss_contrast.training import refuse_sharding, step_generator, steps_done
 
 from .host import Host
 from .optimizers import join_optimizer
@@ -64,9 +64,11 @@ class RegularizerCallback(L.Callback):
         view_flip: mirror that view, every other time. Refused where the host forwards two views.
         view_degrees: rotate it by up to that many degrees.
         view_translate: shift it by up to that many pixels of the first view.
-        warmup_steps: the terms are multiplied by 0 before that many optimiser steps (they are logged as they are).
+        warmup_steps: the terms are multiplied by 0 before that many optimiser steps, with manual optimisation batches
+            (they are logged as they are).
         backward: for a host with manual optimisation, the ``manual_backward`` of its step whose loss the terms join, 0
-            for the first; by default the host's ``regularizer_backward``.
+            for the first; by default the host's ``regularizer_backward``. Views are what the host has forwarded since
+            its step began.
         name: names the parts, the logged terms and the checkpoint entry; unique among a trainer's regularizers.
         seed: of the random draws, which depend on the step and the rank, not on what was drawn before.
 
@@ -186,11 +188,8 @@ class RegularizerCallback(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        if not pl_module.automatic_optimization and self.joins(pl_module) is None:
-            raise ValueError(
-                f"{self.state_key}: {type(pl_module).__name__} has manual optimization; say which of its "
-                "`manual_backward` the terms join, `backward=0` for the first"
-            )
+        if not pl_module.automatic_optimization:
+            self.check_backward(pl_module)
         refuse_sharding(trainer, self.state_key, "its parts would not be sharded with the host")
         if getattr(pl_module, "_compiler_ctx", None) is not None:
             raise TapError(
@@ -236,6 +235,14 @@ class RegularizerCallback(L.Callback):
         """Which ``manual_backward`` of a host's step the terms join."""
         declared: int | None = getattr(module, "regularizer_backward", None)
         return declared if self.backward is None else self.backward
+
+    def check_backward(self, module: L.LightningModule) -> None:
+        """Raise where a host with manual optimisation does not say what the terms join."""
+        if self.joins(module) is None:
+            raise ValueError(
+                f"{self.state_key}: {type(module).__name__} has manual optimization; say which of its "
+                "`manual_backward` the terms join, `backward=0` for the first"
+            )
 
     # Attaching and leaving.
 
@@ -351,7 +358,7 @@ class RegularizerCallback(L.Callback):
         if not terms:
             return tags.new_zeros((), dtype=torch.float32)
         # Multiplied and not left out: every rank meets the others in the loss, and the parts are used in each step.
-        return torch.stack(list(terms.values())).sum() * float(module.trainer.global_step >= self.warmup_steps)
+        return torch.stack(list(terms.values())).sum() * float(steps_done(module.trainer) >= self.warmup_steps)
 
     def _views(self, module: L.LightningModule, batch: Any, image_size: tuple[int, int]) -> list[dict[str, Tensor]]:
         views = [self._view(0, image_size)]

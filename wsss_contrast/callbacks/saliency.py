@@ -22,8 +22,7 @@ class SaliencyCallback(RegularizerCallback):
     Taps, names and errors are described at :class:`~wsss_contrast.callbacks.RegularizerCallback`.
 
     Args:
-        cams: tap of the raw activation maps (N, 1 + K, h, w), before a softmax; they get the gradient. By default the
-            host's own.
+        cams: tap of the raw activation maps (N, 1 + K, h, w), before a softmax; they get the gradient.
         background: where they carry the background: 0 (first) or -1 (last).
         saliency: key of the saliency maps (N, 1, H, W), in [0, 1], in the batch.
         labels: key of the tags in the batch.
@@ -31,7 +30,7 @@ class SaliencyCallback(RegularizerCallback):
         layout: order of the maps' dimensions.
         warmup_steps: the term is multiplied by 0 before that many optimiser steps.
         backward: see :class:`~wsss_contrast.callbacks.RegularizerCallback`.
-        loss: the loss with settings of your own; where the background lies is the callback's ``background``.
+        loss: the loss with settings of your own, of the same ``background``.
         name: of the logged term and the checkpoint entry.
     """
 
@@ -39,7 +38,7 @@ class SaliencyCallback(RegularizerCallback):
 
     def __init__(
         self,
-        cams: Tap | None = None,
+        cams: Tap,
         background: Literal[0, -1] = -1,
         saliency: str | int = "saliency",
         labels: str | int = "tags",
@@ -61,7 +60,9 @@ class SaliencyCallback(RegularizerCallback):
             name=name,
         )
         self.saliency = saliency
-        self.loss = loss or SaliencyLoss()
+        self.loss = loss or SaliencyLoss(background=background)
+        if self.loss.background != background:
+            raise ValueError(f"`background` is {background} here, but {self.loss.background} of `loss`")
         self._maps: Tensor | None = None
 
     def build(self, in_channels: int) -> nn.Module:
@@ -71,9 +72,6 @@ class SaliencyCallback(RegularizerCallback):
         super().attach(module)
         if self._linear is not None:
             raise TapError(f"{self.state_key}: `cams` taps a linear layer, whose maps get no gradient")
-        if self._at.background is None:
-            raise TapError(f"{self.state_key}: the maps of {type(module).__name__} have no background")
-        self.loss.background = self._at.background  # type: ignore[assignment]
 
     def before_step(self, module: L.LightningModule, batch: Any) -> None:
         self._maps = entry(batch, self.saliency, "saliency")

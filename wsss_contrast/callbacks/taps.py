@@ -105,6 +105,15 @@ class Recorder:
         finally:
             self._open = False
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Keep nothing of what runs inside, and what was kept before."""
+        before, self._open = self._open, False
+        try:
+            yield
+        finally:
+            self._open = before
+
     def view(self, index: int) -> Captured:
         """The outputs of the ``index``-th forward pass."""
         return Captured(self, index)

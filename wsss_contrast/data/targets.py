@@ -115,6 +115,8 @@ class SaliencyFolder(_TargetFolder):
         super().__init__(folder, names)
 
     def _read(self, path: Path) -> NDArray[np.float32]:
+        if open_image(path).has_transparency_data:
+            raise DataError(f"{path}: a saliency map must be grey or of colours, this one has transparent pixels")
         levels = np.asarray(open_image(path, rgb=True), np.float32)
         maps: NDArray[np.float32] = levels.mean(axis=2) / np.float32(255)
         return maps

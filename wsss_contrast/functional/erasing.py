@@ -43,7 +43,8 @@ def erase(images: Tensor, masks: Tensor, threshold: float | None = None) -> Tens
         threshold: pixels whose mask exceeds it are erased, the others stay as they are. ``None``: each pixel loses the
             share that its mask says.
     """
-    return images * (1 - masks if threshold is None else (masks <= threshold).to(images.dtype))
+    kept = 1 - masks if threshold is None else masks <= threshold
+    return images * kept.to(images.dtype)
 
 
 def draw_tag(tags: Tensor, generator: torch.Generator | None = None) -> Tensor:

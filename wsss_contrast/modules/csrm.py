@@ -87,8 +87,8 @@ class CSRM(CAM):
         kwargs: see :class:`~wsss_contrast.modules.CAM`; there is no dropout before the classifier.
 
     Raises:
-        ValueError: ``start`` is no checkpoint, or of another network. No such file is a warning, and an error where a
-            training begins. Thresholds out of order. A module among the options of ``loss``.
+        ValueError: thresholds out of order; a module among the options of ``loss``. Where a training begins: ``start``
+            is missing, no checkpoint, or of another network, of which a warning tells before.
         DataError: where a training begins: ``start`` is of other classes.
     """
 
@@ -139,7 +139,7 @@ class CSRM(CAM):
         self.segmenter = DeepLabV3PlusHeads(
             self.backbone.out_channels, self.backbone.low_channels[0], num_classes + 1, embedding_dim, norm
         )
-        self.start = Start("start", start, {"backbone": self.backbone, "classifier": self.classifier})
+        self.start = Start("start", start, self, {"backbone": self.backbone, "classifier": self.classifier})
         self.losses = CSRMLoss(num_classes + 1, embedding_dim, compat, **(loss or {}))
         self.teacher = EMATeacher(self.network, decay)
 
@@ -220,10 +220,6 @@ class CSRM(CAM):
     def progress(self) -> float:
         """The share of the training that is done; 0 without a trainer."""
         return 0.0 if self._trainer is None else progress(self.trainer)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_load_checkpoint(checkpoint)
-        self.start.superseded()
 
     def setup(self, stage: str) -> None:
         refuse_sharding(self.trainer, type(self).__name__, "a teacher needs whole weights")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from wsss_contrast.functional import draw_tag, erase, erasing_masks, merge_tiles, puzzle_alpha, tile
 from wsss_contrast.losses import MultilabelSoftMargin
-from wsss_contrast.training import step_generator
+from wsss_contrast.training import planned_steps, progress, step_generator
 
 from .optim import parameter_groups, poly_decay
 from .puzzle_cam import PuzzleCAM
@@ -49,7 +49,8 @@ class PNOC(PuzzleCAM):
     Args:
         num_classes: K, foreground classes.
         second: checkpoint of a :class:`~wsss_contrast.modules.CAM` of the same backbone, with which the second
-            classifier begins. In the paper it is trained from tags beforehand. ``None``: it begins as the generator.
+            classifier begins. In the paper it is trained from tags beforehand. ``None``: the backbone's weights, and a
+            classifier that knows nothing.
         alpha: last weight of the reconstruction loss.
         erased_weight: lambda_oc at the first and the last step.
         second_weight: lambda_noc, likewise.
@@ -58,8 +59,8 @@ class PNOC(PuzzleCAM):
         kwargs: see :class:`~wsss_contrast.modules.CAM`.
 
     Raises:
-        ValueError: ``second`` is no checkpoint or of another network; weights below 0, a threshold out of range. No
-            such file is a warning, and an error where a training begins.
+        ValueError: weights below 0, a threshold out of range. Where a training begins: ``second`` is missing, no
+            checkpoint, or of another network, of which a warning tells before.
         DataError: where a training begins: ``second`` is of other classes.
     """
 
@@ -90,18 +91,12 @@ class PNOC(PuzzleCAM):
         self.classification = MultilabelSoftMargin(label_smoothing)
         twin = PuzzleCAM(num_classes, **kwargs)
         self.second = SecondClassifier(twin.backbone, twin.classifier)
-        self.second_start = Start("second", second, dict(self.second.named_children()))
+        self.second_start = Start("second", second, self, dict(self.second.named_children()))
 
     @property
     def progress(self) -> float:
         """The share of the training that is done; 0 without a trainer."""
-        return 0.0 if self._trainer is None else self.global_step / 2 / max(self._batches, 1)
-
-    @property
-    def _batches(self) -> float:
-        """How many batches the training has. Lightning's own number takes each for one step."""
-        batches, limit = float(self.trainer.estimated_stepping_batches), self.trainer.max_steps
-        return batches if limit == -1 else min(batches, limit / 2)
+        return 0.0 if self._trainer is None else progress(self.trainer)
 
     @property
     def current_alpha(self) -> float:
@@ -112,45 +107,49 @@ class PNOC(PuzzleCAM):
         optimizers: Any = self.optimizers()
         of_generator, of_second = optimizers
         drawn = draw_tag(tags, self._draws(images.device))
-        done = self.progress
+        with self.toggled_optimizer(of_generator):
+            cams, logged = self._train_generator(of_generator, images, tags, drawn)
+        with self.toggled_optimizer(of_second):
+            logged["second"] = self._train_second(of_second, images, tags, drawn, cams)
+        schedulers: Any = self.lr_schedulers()
+        for scheduler in schedulers:
+            scheduler.step()
+        self.log("train/loss", logged.pop("loss"), prog_bar=True)
+        self.log_dict({f"train/{name}": value for name, value in logged.items()})
 
-        self.toggle_optimizer(of_generator)
+    def _train_generator(
+        self, optimizer: Any, images: Tensor, tags: Tensor, drawn: Tensor
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """A step of the generator; its maps, and what is logged."""
         self.second.eval()
         cams = self(images)
         merged = merge_tiles(self(tile(images)))
-        size = (images.shape[-2], images.shape[-1])
-        dimmed = erase(images, erasing_masks(cams, drawn, size))
+        dimmed = erase(images, erasing_masks(cams, drawn, (images.shape[-2], images.shape[-1])))
         terms = {
             "classification": self.classification(cams, tags),
             "tiled_classification": self.classification(merged, tags),
             "reconstruction": self.reconstruction(cams, merged, tags),
             "erased": self.classification(self.second(dimmed), tags - drawn),
         }
-        logged = {name: value.detach() for name, value in terms.items()}
-        terms["reconstruction"] = terms["reconstruction"] * self.current_alpha
-        terms["erased"] = terms["erased"] * _between(self.erased_weight, done)
+        alpha, logged = self.current_alpha, {name: value.detach() for name, value in terms.items()}
+        terms["reconstruction"] = terms["reconstruction"] * alpha
+        terms["erased"] = terms["erased"] * _between(self.erased_weight, self.progress)
         loss = torch.stack(list(terms.values())).sum()
-        logged |= {"alpha": torch.tensor(self.current_alpha), "loss": loss.detach()}
-        of_generator.zero_grad()
+        optimizer.zero_grad()
         self.manual_backward(loss)
-        of_generator.step()
-        self.untoggle_optimizer(of_generator)
+        optimizer.step()
+        return cams.detach(), {**logged, "alpha": alpha, "loss": loss.detach()}
 
-        self.toggle_optimizer(of_second)
+    def _train_second(self, optimizer: Any, images: Tensor, tags: Tensor, drawn: Tensor, cams: Tensor) -> Tensor:
+        """A step of the second classifier, on what the generator's maps leave; its loss without the weight."""
         self.second.train()
-        masks = erasing_masks(cams.detach(), drawn, size, "map")
-        second = self.classification(self.second(erase(images, masks, self.erasing_threshold)), tags)
-        of_second.zero_grad()
-        self.manual_backward(second * _between(self.second_weight, done))
-        of_second.step()
-        self.untoggle_optimizer(of_second)
-
-        schedulers: Any = self.lr_schedulers()
-        for scheduler in schedulers:
-            scheduler.step()
-        self.log_dict({f"train/{name}": value for name, value in logged.items() if name != "loss"})
-        self.log("train/second", second.detach())
-        self.log("train/loss", logged["loss"], prog_bar=True)
+        masks = erasing_masks(cams, drawn, (images.shape[-2], images.shape[-1]), "map")
+        loss = self.classification(self.second(erase(images, masks, self.erasing_threshold)), tags)
+        optimizer.zero_grad()
+        self.manual_backward(loss * _between(self.second_weight, self.progress))
+        optimizer.step()
+        found: Tensor = loss.detach()
+        return found
 
     def configure_optimizers(self) -> Any:
         generator = nn.ModuleList([self.backbone, self.classifier])
@@ -161,12 +160,8 @@ class PNOC(PuzzleCAM):
             )
             for network, head in networks
         ]
-        steps = max(int(self._batches), 1)
+        steps = max(int(planned_steps(self.trainer, len(optimizers))), 1)
         return optimizers, [poly_decay(optimizer, steps) for optimizer in optimizers]
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_load_checkpoint(checkpoint)
-        self.second_start.superseded()
 
     def on_train_start(self) -> None:
         self.second_start.check()

@@ -13,42 +13,44 @@ from torch import nn
 
 
 class Start:
-    """A file of weights, which are loaded where it is there.
+    """Weights of parts of a module, loaded where the file is there.
 
-    A checkpoint of the module has what the file gave, so the file may be gone by then: a missing file is a warning, and
-    an error where a training begins.
+    A checkpoint of the module has what the file gave, so by then the file may be gone, or be another. So one that can't
+    be loaded is a warning, and an error where a training begins (:meth:`check`).
 
     Args:
         argument: of the module, for messages.
         path: the checkpoint; ``None`` for none.
+        module: the module. Weights that are loaded into all of it take the file's place.
         parts: what takes weights, by the names in the checkpoint.
-
-    Raises:
-        ValueError: the file is no checkpoint, or of another network.
     """
 
-    def __init__(self, argument: str, path: str | None, parts: Mapping[str, nn.Module]) -> None:
+    def __init__(self, argument: str, path: str | None, module: nn.Module, parts: Mapping[str, nn.Module]) -> None:
         self.argument, self.path = argument, path
-        self.missing = path is not None and not Path(path).is_file()
+        self.problem: str | None = None
         self.about: dict[str, Any] = {}
         """What the checkpoint says of its classes."""
-        if self.missing:
-            rank_zero_warn(
-                f"`{argument}`: there is no file {path}; the weights must come from a checkpoint of this module"
-            )
-        elif path is not None:
+        module.register_load_state_dict_post_hook(self._superseded)
+        if path is None:
+            return
+        try:
             self._load(Path(path), parts)
-
-    def superseded(self) -> None:
-        """A checkpoint of the module has been loaded."""
-        self.missing, self.about = False, {}
+        except ValueError as error:
+            self.problem = str(error)
+            rank_zero_warn(f"{error}. The weights must come from a checkpoint of this module")
 
     def check(self) -> None:
         """Raise ValueError where the weights are missing."""
-        if self.missing:
-            raise ValueError(f"`{self.argument}` must be a checkpoint; there is no file {self.path}")
+        if self.problem is not None:
+            raise ValueError(self.problem)
+
+    def _superseded(self, module: nn.Module, keys: Any) -> None:
+        if not keys.missing_keys:
+            self.problem, self.about = None, {}
 
     def _load(self, path: Path, parts: Mapping[str, nn.Module]) -> None:
+        if not path.is_file():
+            raise ValueError(f"`{self.argument}` must be a checkpoint; there is no file {path}")
         try:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
             state = checkpoint["state_dict"]
@@ -61,4 +63,4 @@ class Start:
             try:
                 part.load_state_dict(weights)
             except RuntimeError as error:
-                raise ValueError(f"{path}: its {name} is another: {error}") from error
+                raise ValueError(f"`{self.argument}`: the {name} of {path} is another: {error}") from error

@@ -223,6 +223,10 @@ def _build(name: str, pretrained: bool, output_stride: int | None) -> Any:
             return timm.create_model(name, **options, **size)
         except (TypeError, NotImplementedError, AssertionError) as error:
             reason = str(error)
+        except RuntimeError as error:
+            if pretrained and config is not None and not config.has_weights:
+                raise ValueError(f"timm has no weights of `{name}`; give `weights` a file, or None") from error
+            raise
     if output_stride is not None:
         raise ValueError(
             f"timm model `{name}` has no output stride {output_stride}; pass `output_stride=None` ({reason})"
