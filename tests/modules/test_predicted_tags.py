@@ -40,7 +40,8 @@ class Data(L.LightningDataModule):
 
 def with_probabilities(module: CAM, probabilities: list[float]) -> CAM:
     """Make the classifier's pooled logits what they must be for these probabilities, on any photo."""
-    maps = torch.logit(torch.tensor(probabilities)).view(1, -1, 1, 1)
+    background = [0.5] if module.background == -1 else []
+    maps = torch.logit(torch.tensor([*probabilities, *background])).view(1, -1, 1, 1)
     ramp = torch.linspace(-1, 1, 4)  # adds nothing to the mean
     module.classifier.register_forward_hook(lambda _, __, out: (out * 0 + maps) + ramp.repeat(out.shape[-1] // 4))
     return module
