@@ -15,7 +15,7 @@ from wsss_contrast import cli
 
 TUTORIAL = (Path(__file__).parents[1] / "docs" / "tutorials" / "your_photos.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(python|bash)\n(.*?)```", TUTORIAL, re.DOTALL)
-SMALL = {name: value for name, value in TINY.items() if "split" not in name} | {
+SMALL = {name: value for name, value in TINY.items() if not name.endswith(("_split", "official"))} | {
     "model.init_args.view_size": "24",
     "trainer.max_epochs": "1",
 }
