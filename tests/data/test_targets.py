@@ -142,11 +142,16 @@ def test_bad_saliency_is_named(kind: str, root: Path) -> None:
         Image.fromarray(np.zeros(SIZES[name], np.uint8)).save(folder / f"{name}.png")
     with pytest.raises(DataError, match=r"missing saliency maps: .*c\.png$"):
         module(kind, root, saliency=str(folder)).setup("fit")
-    Image.fromarray(np.zeros((8, 9), np.uint8)).save(folder / "c.png")
+    Image.fromarray(np.zeros((8, 20), np.uint8)).save(folder / "c.png")
     data = module(kind, root, saliency=str(folder))
     data.setup("fit")
-    with pytest.raises(DataError, match=r"c\.png: the saliency maps are 9x8 pixels, the photo is 24x24"):
+    with pytest.raises(DataError, match=r"c\.png: the saliency maps are 20x8 pixels, the photo is 24x24"):
         data.train_set[[data.train_set.image_name(i) for i in range(3)].index("c")]
+    half = np.repeat(np.array([[0, 255]], np.uint8), 6, axis=1).repeat(12, axis=0)  # of 24 x 24: no error
+    Image.fromarray(half).save(folder / "c.png")
+    values = data.train_set.saliency("c", SIZES["c"])
+    assert values.shape == SIZES["c"]
+    assert (values[:, :10].max(), values[:, 14:].min()) == (0, 1)
     Image.fromarray(np.zeros((*SIZES["c"], 4), np.uint8)).save(folder / "c.png")  # as tools that cut objects out write
     with pytest.raises(DataError, match=r"c\.png: a saliency map must be grey or of colours, .* transparent"):
         data.train_set[[data.train_set.image_name(i) for i in range(3)].index("c")]

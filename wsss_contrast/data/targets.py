@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -35,10 +36,12 @@ class _TargetFolder(ABC):
     def __call__(self, name: str, size: tuple[int, int]) -> NDArray[Any]:
         path = self._path(name)
         stored = self._read(path)
-        if stored.shape != tuple(size):
-            height, width = stored.shape
-            raise DataError(f"{path}: the {self.what} are {width}x{height} pixels, the photo is {size[1]}x{size[0]}")
-        return stored
+        return stored if stored.shape == tuple(size) else self._resized(stored, size, path)
+
+    def _resized(self, stored: NDArray[Any], size: tuple[int, int], path: Path) -> NDArray[Any]:
+        """An image of another size than the photo's: an error, where a subclass does not resize it."""
+        height, width = stored.shape
+        raise DataError(f"{path}: the {self.what} are {width}x{height} pixels, the photo is {size[1]}x{size[0]}")
 
     @abstractmethod
     def _read(self, path: Path) -> NDArray[Any]:
@@ -90,15 +93,16 @@ class LabelFolder(_TargetFolder):
 class SaliencyFolder(_TargetFolder):
     """Saliency maps ``NAME.png`` of a folder, read when they are asked for: 8-bit grey or colour, 255 for salient.
 
-    Called with a photo's name and size (H, W), it gives float32 (H, W) from 0 to 1, the mean of the colours.
+    Called with a photo's name and size (H, W), it gives float32 (H, W) from 0 to 1, the mean of the colours. A map of
+    another resolution is resized bilinearly.
 
     Args:
         folder: the folder.
         names: photos that must have a map.
 
     Raises:
-        DataError: no such folder, or a photo without a map. When called: a file that cannot be read or is of another
-            size than the photo; with its name.
+        DataError: no such folder, or a photo without a map. When called: a file that cannot be read, has transparent
+            pixels, or is of other proportions than the photo; with its name.
 
     >>> from tempfile import TemporaryDirectory
     >>> from PIL import Image
@@ -120,3 +124,11 @@ class SaliencyFolder(_TargetFolder):
         levels = np.asarray(open_image(path, rgb=True), np.float32)
         maps: NDArray[np.float32] = levels.mean(axis=2) / np.float32(255)
         return maps
+
+    def _resized(self, stored: NDArray[Any], size: tuple[int, int], path: Path) -> NDArray[Any]:
+        (height, width), (photo_height, photo_width) = stored.shape, size
+        # Sides of a reduced photo are rounded: its proportions are those within a pixel.
+        if abs(height * photo_width - width * photo_height) > (photo_height + photo_width) / 2:
+            return super()._resized(stored, size, path)
+        resized: NDArray[Any] = cv2.resize(stored, (photo_width, photo_height), interpolation=cv2.INTER_LINEAR)
+        return resized
