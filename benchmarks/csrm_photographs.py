@@ -93,6 +93,26 @@ def rows(options: argparse.Namespace) -> dict[str, Method]:
     }
 
 
+def gains(results: dict[str, list[Run]]) -> str:
+    """Differences of the same seed, train / val: over the first row, and over the row before."""
+
+    def over(runs: list[Run], others: list[Run]) -> str:
+        cells = []
+        for split in ("train", "val"):
+            differences = [run.scores[split] - of.scores[split] for run, of in zip(runs, others, strict=True)]
+            spread = f" ± {statistics.stdev(differences):.1f}" if len(differences) > 1 else ""
+            cells.append(f"{statistics.fmean(differences):+.1f}{spread}")
+        return " / ".join(cells)
+
+    lines = ["| method | over the start | over the row before |", "|---|---:|---:|"]
+    (_, start), *others = results.items()
+    before = start
+    for name, runs in others:
+        lines.append(f"| {name} | {over(runs, start)} | {over(runs, before)} |")
+        before = runs
+    return "\n".join(lines) + "\n"
+
+
 def curves(results: dict[str, list[Run]], split: str) -> str:
     """Figure 2 as a table: the mean over seeds of the mIoU at every fifth threshold."""
     shown = range(5, len(THRESHOLDS), 5)
@@ -119,6 +139,7 @@ def main() -> None:
         precision=args.precision,
     )
     print(table(results))
+    print(gains(results))
     for split in ("train", "val"):
         print(curves(results, split))
 
