@@ -84,6 +84,16 @@ class WSSSModule(L.LightningModule):
         names = [name for loaded in scored for name, data in sets.items() if loaded is data]
         return names if len(names) == count else ["train", "val"][-count:]
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        names = getattr(self._data, "class_names", None)
+        if names is not None:
+            checkpoint["class_names"] = list(names)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        trained, given = checkpoint.get("class_names"), getattr(self._data, "class_names", None)
+        if trained is not None and given is not None and trained != list(given):
+            raise DataError(f"the checkpoint is of the classes {trained}, the data of {list(given)}")
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         groups = parameter_groups(self, self.heads, self.lr, self.weight_decay)
         optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum)

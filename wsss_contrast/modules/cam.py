@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from wsss_contrast.data import DataError, as_photos
+from wsss_contrast.data import as_photos
 from wsss_contrast.functional import global_average_pool, split_background
 from wsss_contrast.losses import MultilabelSoftMargin
 from wsss_contrast.metrics import THRESHOLDS, SeedCurve, SeedMIoU
@@ -61,6 +61,9 @@ class CAM(WSSSModule):
 
     background: Literal[-1] | None = None
     """The channel of the background in the classifier's maps, the last (-1) or none."""
+
+    normalize: Literal["min-max", "max"] = "min-max"
+    """How seeds are normalised, see :func:`~wsss_contrast.refine.merge_scales`."""
 
     threshold: float | None = None
     """The background threshold of masks in the place of the one that validation has chosen, which is for bare seeds."""
@@ -147,7 +150,7 @@ class CAM(WSSSModule):
 
     def seeds(self, images: Tensor, tags: Tensor) -> Tensor:
         """Normalised multi-scale maps (N, K, H, W), see :func:`~wsss_contrast.refine.multi_scale_cams`."""
-        maps: Tensor = multi_scale_cams(self.seed_maps, images, tags, self.scales, self.flip)
+        maps: Tensor = multi_scale_cams(self.seed_maps, images, tags, self.scales, self.flip, self.normalize)
         return maps
 
     def masks(self, images: Tensor, seeds: Tensor, tags: Tensor, names: Sequence[str] | None = None) -> Tensor:
@@ -219,13 +222,3 @@ class CAM(WSSSModule):
         make = partial(naming_photos, batch["name"], partial(self.masks, images, seeds, tags, batch["name"]))
         prediction = {"name": batch["name"], "mask": make if self.masks_later else make()}
         return prediction | ({"seeds": seeds, "tags": tags} if self.keep_seeds else {})
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        names = getattr(self._data, "class_names", None)
-        if names is not None:
-            checkpoint["class_names"] = list(names)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        trained, given = checkpoint.get("class_names"), getattr(self._data, "class_names", None)
-        if trained is not None and given is not None and trained != list(given):
-            raise DataError(f"the checkpoint is of the classes {trained}, the data of {list(given)}")

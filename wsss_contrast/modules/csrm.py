@@ -13,7 +13,7 @@ from wsss_contrast.data import ClassMix, as_photos
 from wsss_contrast.functional import NO_LABEL, best_class, mask_by_tags, max_normalize, resize
 from wsss_contrast.losses import CSRMLoss, CSRMMaps
 from wsss_contrast.nn import DeepLabV3PlusHeads, EMATeacher
-from wsss_contrast.refine import DenseCRF, multi_scale_cams, pseudo_labels, refiner
+from wsss_contrast.refine import DenseCRF, pseudo_labels, refiner
 from wsss_contrast.training import progress, refuse_sharding, step_generator
 
 from .cam import CAM
@@ -93,6 +93,7 @@ class CSRM(CAM):
     """
 
     low_strides = (4,)
+    normalize = "max"
 
     def __init__(
         self,
@@ -161,10 +162,6 @@ class CSRM(CAM):
         network = self.teacher.network
         assert isinstance(network, CSRMNetwork)
         return network.cams(images)
-
-    def seeds(self, images: Tensor, tags: Tensor) -> Tensor:
-        maps: Tensor = multi_scale_cams(self.seed_maps, images, tags, self.scales, self.flip, normalize="max")
-        return maps
 
     @torch.no_grad()
     def labels_of(self, images: Tensor, cams: Tensor, tags: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -10,7 +10,6 @@ from torch import Tensor
 from wsss_contrast.data import DataError
 from wsss_contrast.functional import split_background
 from wsss_contrast.losses import SaliencyLoss
-from wsss_contrast.refine import multi_scale_cams
 
 from .cam import CAM
 
@@ -39,6 +38,7 @@ class EPS(CAM):
     """
 
     background: Literal[-1] = -1
+    normalize = "max"
 
     def __init__(
         self,
@@ -59,10 +59,6 @@ class EPS(CAM):
 
     def seed_maps(self, images: Tensor) -> Tensor:
         return split_background(self(images).softmax(dim=1), self.background)
-
-    def seeds(self, images: Tensor, tags: Tensor) -> Tensor:
-        maps: Tensor = multi_scale_cams(self.seed_maps, images, tags, self.scales, self.flip, normalize="max")
-        return maps
 
     def training_step(self, batch: dict[str, Any]) -> Tensor:
         if "saliency" not in batch:

@@ -170,13 +170,3 @@ class Segmenter(WSSSModule):
             return prediction
         seeds = probabilities[:, 1:]
         return prediction | {"seeds": seeds, "tags": seeds.new_ones(seeds.shape[:2])}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        names = getattr(self._data, "class_names", None)
-        if names is not None:
-            checkpoint["class_names"] = list(names)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        trained, given = checkpoint.get("class_names"), getattr(self._data, "class_names", None)
-        if trained is not None and given is not None and trained != list(given):
-            raise DataError(f"the checkpoint is of the classes {trained}, the data of {list(given)}")
