@@ -96,7 +96,7 @@ def method(args: argparse.Namespace) -> Kept[CAM]:
     common = {"num_classes": len(ANIMALS), "weights": "offline", "output_stride": 16, "scales": [1.0]}
     of_settings = f"{args.out.name}_{args.steps}_{args.crop_size}_{args.view_size}"
     return Kept(
-        tables(args.crop_size, args.view_size, common)[5][args.method],
+        tables(args.crop_size, args.view_size, common)["5"][args.method],
         args.weights / of_settings,
         lambda made, seed: train(made, animals("train_mini", args.crop_size, seed), args.steps, seed),
     )
