@@ -11,18 +11,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
-from wsss_contrast import cli, comparison, demo
+from wsss_contrast import cli, comparison, demo, modules
 from wsss_contrast.data import SHAPES_CLASSES, ShapesDataset, WSSSDataModule
 from wsss_contrast.modules import CAM
 from wsss_contrast.nn import backbone
 from wsss_contrast.pictures import voc_palette
 from wsss_contrast.refine import DenseCRF
 
-CONFIGS = sorted(cli.packaged_configs())
+BACKBONES = {
+    "resnet38d": ("seam", "seam_ppc", "eps", "eps_ppc", "deeplabv1"),
+    "resnest269": ("puzzle_cam", "puzzle_cam_coco", "pnoc", "csrm", "csrm_coco", "deeplabv3plus", "deeplabv3plus_coco"),
+    "resnet101": ("deeplabv2", "deeplabv2_coco"),
+}
+"""The configurations that replace the backbone of another, and those whose papers have it."""
+CONFIGS = sorted(cli.packaged_configs().keys() - BACKBONES.keys())
 PAIRS = ("irn", "psa")
-SEGMENTERS = ("deeplabv1", "deeplabv2", "deeplabv3plus")
+SEGMENTERS = ("deeplabv1", "deeplabv2", "deeplabv3plus", "deeplabv2_coco", "deeplabv3plus_coco")
 TINY = {
     "model.init_args.backbone": "test_resnet",
     "model.init_args.weights": "null",
@@ -79,8 +86,9 @@ def photos(tmp_path: Path) -> Path:
 
 def test_configurations_are_packaged() -> None:
     of_maps = ["cam", "csrm", "eps", "eps_ppc", "folder", "pnoc", "puzzle_cam", "seam", "seam_ppc"]
-    of_maps += ["csrm_coco", "puzzle_cam_coco"]
+    of_maps += ["csrm_coco", "eps_coco", "puzzle_cam_coco"]
     assert sorted([*of_maps, *PAIRS, *SEGMENTERS]) == CONFIGS
+    assert cli.packaged_configs().keys() >= BACKBONES.keys()
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -90,8 +98,10 @@ def test_configuration_fits(
     options = TINY | {"data.init_args.root": str(voc_root), "trainer.fast_dev_run": "1"}
     if config == "folder":
         options = FOLDER | {"data.init_args.root": str(photos), "trainer.fast_dev_run": "1"}
+    masks = voc_root / "SegmentationClassAug"  # as labels, and as saliency: any grey picture of the photo's size
     if config.endswith("_coco"):
         pytest.importorskip("pycocotools")
+        masks = write_coco_masks(coco_root)
         options |= {"data.init_args.root": str(coco_root), "data.init_args.train_split": "train2014"}
         options |= {"data.init_args.val_split": "val2014"}
     if config.startswith("csrm"):
@@ -99,20 +109,53 @@ def test_configuration_fits(
     elif config in PAIRS:
         del options["model.init_args.scales"]
         options["data.init_args.crop_size"] = "80"  # the radius is 10 pixels at stride 4
-        options["data.init_args.labels"] = str(voc_root / "SegmentationClassAug")
+        options["data.init_args.labels"] = str(masks)
     elif config in SEGMENTERS:
-        options["data.init_args.labels"] = str(voc_root / "SegmentationClassAug")
+        options["data.init_args.labels"] = str(masks)
         options["data.init_args.crop_size"] = "64"
-        if config == "deeplabv3plus":
+        if config.startswith("deeplabv3plus"):
             pytest.importorskip("segmentation_models_pytorch")
     elif config == "pnoc":
         options["model.init_args.second"] = "null"
     elif config.startswith("eps"):
-        options["data.init_args.saliency"] = str(voc_root / "SegmentationClassAug")  # any grey picture of its size
+        options["data.init_args.saliency"] = str(masks)
         options["data.init_args.crop_size"] = "48"
     elif config not in ("cam", "puzzle_cam", "puzzle_cam_coco"):
         options["model.init_args.view_size"] = "24"
     run(monkeypatch, "fit", "--config", config, **options)
+
+
+def write_coco_masks(root: Path) -> Path:
+    """An empty mask for each photo of the training split."""
+    folder = root / "masks"
+    folder.mkdir()
+    for path in (root / "train2014").iterdir():
+        with Image.open(path) as photo:
+            Image.new("L", photo.size).save(folder / f"{path.stem}.png")
+    return folder
+
+
+@pytest.mark.parametrize(("backbone", "config"), [(name, of) for name, those in BACKBONES.items() for of in those])
+def test_configuration_with_the_backbone_of_its_paper(
+    backbone: str, config: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the command line reads the two files; by shapes, on the meta device."""
+    if config.startswith("deeplabv3plus"):
+        pytest.importorskip("segmentation_models_pytorch")
+    files = [f"--config={config}", f"--config={backbone}"]
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "fit", *files, **{"data.init_args.root": "nowhere"}, print_config="")
+    chosen = yaml.safe_load(capsys.readouterr().out)["model"]
+    known = chosen["init_args"] | {"weights": None, "num_classes": 20}
+    kind = getattr(modules, chosen["class_path"].rpartition(".")[2])
+    if "second" in known:
+        known["second"] = None
+    with torch.device("meta"):
+        module = kind(**known)
+        maps = module(torch.empty(2, 3, 64, 64))
+    stride = 8 if backbone != "resnest269" else 1 if config.startswith("deeplabv3plus") else 16
+    assert maps.shape == (2, 21 if kind in (modules.EPS, modules.Segmenter) else 20, 64 // stride, 64 // stride)
+    assert sum(parameter.numel() for parameter in module.parameters()) > 40e6
 
 
 def test_fit_validate_predict(voc_root: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

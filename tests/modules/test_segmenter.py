@@ -80,15 +80,16 @@ def test_photos_of_any_size(architecture: str) -> None:
         assert segmenter(architecture).eval().logits(torch.randn(1, 3, 50, 71)).shape == (1, 1 + CLASSES, 50, 71)
 
 
-def test_loss_of_several_scales_and_of_their_largest_logits() -> None:
-    module, data = segmenter(loss_scales=(0.5, 1.0)).eval(), batch()
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_loss_of_several_scales_and_of_their_largest_logits(smoothing: float) -> None:
+    module, data = segmenter(loss_scales=(0.5, 1.0), label_smoothing=smoothing).eval(), batch()
     maps = []
     for side in (32, 64):
         images = F.interpolate(data["image"], (side, side), mode="bilinear", align_corners=True)
         maps.append(F.interpolate(module(images), (64, 64), mode="bilinear", align_corners=True))
     maps.append(torch.maximum(*maps))
-    expected = sum(F.cross_entropy(of, data["labels"], ignore_index=255) for of in maps)
-    torch.testing.assert_close(step(module, data), expected)
+    losses = [F.cross_entropy(of, data["labels"], ignore_index=255, label_smoothing=smoothing) for of in maps]
+    torch.testing.assert_close(step(module, data), sum(losses))
 
 
 @each
@@ -188,6 +189,8 @@ def test_what_can_not_be() -> None:
     for name in ("scales", "loss_scales"):
         with pytest.raises(ValueError, match=rf"`{name}` must be positive and not empty, got \(0,\)"):
             segmenter(**{name: (0,)})
+    with pytest.raises(ValueError, match=r"`label_smoothing` must be in \[0, 1\), got 1.0"):
+        segmenter(label_smoothing=1.0)
     data = batch()
     del data["labels"]
     with pytest.raises(DataError, match="Segmenter learns from masks, and the batch has no `labels`"):

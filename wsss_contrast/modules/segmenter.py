@@ -43,6 +43,7 @@ class Segmenter(WSSSModule):
         frozen_norm: the backbone's batch norm uses its running statistics and does not learn.
         loss_scales: factors of the crop whose logits are each compared with the labels; with more than one, so is the
             largest logit of all. DeepLabV2 has 0.5, 0.75 and 1.
+        label_smoothing: in [0, 1), see :func:`~wsss_contrast.functional.segmentation_nll`; 0.1 with CSRM on VOC.
         lr: rate of the backbone's weights; biases get twice, the head ten times that.
         momentum: of SGD.
         weight_decay: of weights; biases have none.
@@ -50,7 +51,8 @@ class Segmenter(WSSSModule):
         flip: add the mirrored photo at each scale.
 
     Raises:
-        ValueError: an unknown architecture, scales that are not positive, a backbone that can't serve.
+        ValueError: an unknown architecture, scales that are not positive, a smoothing out of range, a backbone that
+            can't serve.
         ImportError: DeepLabV3+ without the extra ``segmenter``.
     """
 
@@ -63,6 +65,7 @@ class Segmenter(WSSSModule):
         output_stride: int | None = 16,
         frozen_norm: bool = True,
         loss_scales: Sequence[float] = (1.0,),
+        label_smoothing: float = 0.0,
         lr: float = 0.001,
         momentum: float = 0.9,
         weight_decay: float = 5e-4,
@@ -74,7 +77,10 @@ class Segmenter(WSSSModule):
         for name, values in (("loss_scales", loss_scales), ("scales", scales)):
             if not values or min(values) <= 0:
                 raise ValueError(f"`{name}` must be positive and not empty, got {tuple(values)}")
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"`label_smoothing` must be in [0, 1), got {label_smoothing}")
         self.num_classes = num_classes
+        self.label_smoothing = label_smoothing
         self.loss_scales, self.scales, self.flip = tuple(loss_scales), tuple(scales), flip
         if architecture == "deeplabv3plus":
             self.network: DeepLab | DeepLabV3Plus = DeepLabV3Plus(
@@ -114,7 +120,8 @@ class Segmenter(WSSSModule):
         if len(of_scales) > 1:
             of_scales.append(torch.stack(of_scales).amax(dim=0))
         counted = (labels != NO_LABEL).sum()
-        losses = [distributed.joined_mean(segmentation_nll(of, labels).sum(), counted) for of in of_scales]
+        sums = [segmentation_nll(of, labels, self.label_smoothing).sum() for of in of_scales]
+        losses = [distributed.joined_mean(of_all, counted) for of_all in sums]
         loss = torch.stack(losses).sum()
         self.log("train/loss", loss.detach(), prog_bar=True)
         return loss
