@@ -74,7 +74,7 @@ def shares(model: Timed, args: argparse.Namespace) -> list[float]:
     data = animals("train_mini", args.crop_size, seed=0, batch_size=4, unlabeled_batch_size=4)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = L.Trainer(max_steps=1 + args.steps, limit_val_batches=0, num_sanity_val_steps=0, **quiet)
-    trainer.fit(model.to(memory_format=torch.channels_last), datamodule=data)
+    trainer.fit(model, datamodule=data)
     return model.shares[1:]
 
 

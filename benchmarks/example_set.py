@@ -41,7 +41,6 @@ def main() -> None:
         seed=args.seed,
     )
     module = CAM(data.num_classes, weights="offline", scales=(1.0, 1.5), dropout=0.0, lr=args.lr)
-    module.to(memory_format=torch.channels_last)
     quiet: dict[str, Any] = {
         "accelerator": "cpu",
         "logger": False,

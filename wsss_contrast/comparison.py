@@ -208,7 +208,6 @@ def train(method: Making[Module], data: WSSSDataModule, steps: int, seed: int, *
     """Train a method as :func:`compare` does."""
     L.seed_everything(seed, verbose=False)
     module, callbacks = method(seed)
-    module.to(memory_format=torch.channels_last)  # half the time on a CPU
     unscored = {"limit_val_batches": 0, "num_sanity_val_steps": 0}
     with _quietly():
         L.Trainer(max_steps=steps, callbacks=callbacks, **{**_QUIET, **options, **unscored}).fit(

@@ -49,9 +49,9 @@ class WSSSDataModule(L.LightningDataModule, ABC):
             tags, drawn apart and augmented weakly (:func:`~wsss_contrast.data.weak_transform`), for methods that learn
             them of a teacher. The batch then has ``labeled``, the number of the others. Take halves of one size: the
             shorter loader begins again within an epoch, with the same crops.
-        labels: folder of label images ``NAME.png`` in the ids ``mask_ids``, as ``wsss-contrast predict`` writes them.
-            Training batches then have ``labels`` (N, H, W), see :class:`TaggedImageDataset`. Every training image must
-            have one.
+        labels: folder of label images ``NAME.png`` in the ids ``mask_ids``, as ``wsss-contrast predict`` writes them;
+            the data set's own masks serve as well (``unused_ids`` are 255). Training batches then have ``labels``
+            (N, H, W), see :class:`TaggedImageDataset`. Every training image must have one.
         saliency: folder of saliency maps ``NAME.png``, 255 for salient. Training batches then have ``saliency``
             (N, 1, H, W), likewise.
     """
@@ -112,6 +112,11 @@ class WSSSDataModule(L.LightningDataModule, ABC):
         return list(range(self.num_classes + 1))
 
     @property
+    def unused_ids(self) -> list[int]:
+        """Further ids of the data set's own masks, of classes that are not used; 255 in what the data gives."""
+        return []
+
+    @property
     def mask_options(self) -> dict[str, Any]:
         """What predicted masks depend on beside the names of the photos. Where these are, and options."""
         return {}
@@ -138,7 +143,7 @@ class WSSSDataModule(L.LightningDataModule, ABC):
             return
         names = [self.train_set.image_name(index) for index in range(len(self.train_set))]
         if self.labels is not None:
-            self.train_set.labels = LabelFolder(self.labels, self.mask_ids, names)
+            self.train_set.labels = LabelFolder(self.labels, self.mask_ids, names, self.unused_ids)
         if self.saliency is not None:
             self.train_set.saliency = SaliencyFolder(self.saliency, names)
 
@@ -269,6 +274,10 @@ class VOCDataModule(WSSSDataModule):
     @property
     def mask_ids(self) -> list[int]:
         return [0, *(VOC_CLASSES.index(name) + 1 for name in self.class_names)]
+
+    @property
+    def unused_ids(self) -> list[int]:
+        return sorted({*range(1, len(VOC_CLASSES) + 1)} - {*self.mask_ids})
 
     @property
     def mask_options(self) -> dict[str, Any]:

@@ -58,6 +58,7 @@ class LabelFolder(_TargetFolder):
         ids: what background and classes are in the images, in the order 0 to K, as a data module's ``mask_ids``;
             :class:`~wsss_contrast.callbacks.MaskWriter` writes these.
         names: photos that must have a label image.
+        unused: further ids that the images may have, as a data module's ``unused_ids``; their pixels have no label.
 
     Raises:
         DataError: no such folder, or a photo without a label image. When called: a file that cannot be read, is of
@@ -74,10 +75,13 @@ class LabelFolder(_TargetFolder):
     what = "labels"
     origin = "`wsss-contrast predict` makes one, with `--labels` for AffinityNet and IRNet"
 
-    def __init__(self, folder: str | Path, ids: Sequence[int], names: Sequence[str] = ()) -> None:
+    def __init__(
+        self, folder: str | Path, ids: Sequence[int], names: Sequence[str] = (), unused: Sequence[int] = ()
+    ) -> None:
         super().__init__(folder, names)
         self.ids = list(ids)
         self._table = np.full(NO_LABEL + 1, -1, np.int16)
+        self._table[list(unused)] = NO_LABEL
         self._table[self.ids] = np.arange(len(self.ids))
         self._table[NO_LABEL] = NO_LABEL
 

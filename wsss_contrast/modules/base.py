@@ -94,6 +94,9 @@ class WSSSModule(L.LightningModule):
         if trained is not None and given is not None and trained != list(given):
             raise DataError(f"the checkpoint is of the classes {trained}, the data of {list(given)}")
 
+    def configure_model(self) -> None:
+        self.to(memory_format=torch.channels_last)  # a step takes half the time on a CPU
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         groups = parameter_groups(self, self.heads, self.lr, self.weight_decay)
         optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum)
