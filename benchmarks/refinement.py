@@ -2,8 +2,8 @@
 
 Trains the method (see photographs.py and csrm_photographs.py), keeps its seeds, refines them with each refiner in a
 process of its own, and prints mIoU, seconds a photo and peak memory. ``psa`` and ``irn`` first learn from the labels of
-the training photos; for ``sepl``, superpixels stand in for the segments. Everything is a file in ``runs/refinement``
-or ``runs/weights``; a rerun with the same arguments continues.
+the training photos, and walk for 2 to the power of 8 steps, ``psa:6`` of 6; for ``sepl``, superpixels stand in for the
+segments. Everything is a file in ``runs/refinement`` or ``runs/weights``; a rerun with the same arguments continues.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--method", choices=("SEAM", "SEAM + PPC", "CSRM"), default="SEAM + PPC")
-    parser.add_argument("--refiners", nargs="+", default=names, help="crf, psa, irn, sepl, crf+sepl, ...")
+    parser.add_argument("--refiners", nargs="+", default=names, help="crf, psa, psa:LOGT, irn, sepl, ...")
     parser.add_argument("--steps", type=int, default=310, help="of SEAM")
     parser.add_argument("--crop-size", type=int, default=224, help="of SEAM and of the walks' networks")
     parser.add_argument("--view-size", type=int, default=112, help="of SEAM")
@@ -145,8 +145,9 @@ def seeds(args: argparse.Namespace) -> float:
 
 def ready(name: str, args: argparse.Namespace) -> str:
     """What the refiner needs is made; returns it as :func:`~wsss_contrast.refine.refiner` takes it."""
-    if name in WALKS:
-        return f"{name}:{walk(name, args).checkpoint(args.seed)}"
+    kind, _, logt = name.partition(":")
+    if kind in WALKS:
+        return ":".join([kind, *([logt] if logt else []), str(walk(kind, args).checkpoint(args.seed))])
     if name.endswith("sepl"):
         return f"{name}:{superpixels(args.out)}"
     return name

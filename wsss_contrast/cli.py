@@ -43,7 +43,8 @@ class WSSSCommandLine(LightningCLI):
                 type=str | None,
                 help="refines the masks: none (the default of a Segmenter), par (pixel-adaptive refinement, else the "
                 "default), crf (dense CRF; with the extra `crf` in a process for each CPU), crf:SETTINGS, "
-                "psa:CHECKPOINT or irn:CHECKPOINT (random walk of a trained AffinityNet or IRNet), sepl:FOLDER or "
+                "psa:CHECKPOINT, psa:LOGT:CHECKPOINT or irn likewise (random walk of a trained AffinityNet or IRNet, "
+                "of 2 to the power of LOGT steps, by default 8), sepl:FOLDER or "
                 "crf+sepl:FOLDER (SEPL, with masks of a segment-anything model), or package.module.Name (a refiner of "
                 "your own; with PYTHONPATH=. for a module in this folder)",
             )

@@ -113,8 +113,8 @@ UNKNOWN += ["psa", "psa:", "irn", "irn:"]
 @pytest.mark.parametrize("name", UNKNOWN)
 def test_unknown_name(name: str) -> None:
     known = (
-        "none, par, crf, crf:SETTINGS, sepl:FOLDER, crf+sepl:FOLDER, psa:CHECKPOINT, irn:CHECKPOINT or "
-        "package.module.Name"
+        "none, par, crf, crf:SETTINGS, sepl:FOLDER, crf+sepl:FOLDER, psa:CHECKPOINT, psa:LOGT:CHECKPOINT, "
+        "irn:CHECKPOINT, irn:LOGT:CHECKPOINT or package.module.Name"
     )
     with pytest.raises(ValueError, match=f"^{re.escape(f'unknown refiner {name!r}; give {known}')}$"):
         refiner(name)

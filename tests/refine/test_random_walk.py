@@ -197,8 +197,9 @@ def test_options_out_of_range(kind: Callable[..., Refiner]) -> None:
     network = networks()[kind is IRN]
     with pytest.raises(ValueError, match="`beta` must be above 0, got 0"):
         kind(network, beta=0)
-    with pytest.raises(ValueError, match="`logt` must not be negative, got -1"):
-        kind(network, logt=-1)
+    for logt in (-1, 17):
+        with pytest.raises(ValueError, match=rf"`logt` must be in \[0, 16\], got {logt}"):
+            kind(network, logt=logt)
 
 
 # --- checkpoints
@@ -238,6 +239,10 @@ def test_a_checkpoint_is_enough(kind: str, options: dict[str, Any], tmp_path: Pa
     assert not made.network.training  # type: ignore[attr-defined]
     assert (made.beta, made.logt) == ({"psa": 8, "irn": 10}[kind], 8)  # type: ignore[attr-defined]
     assert CLASSES[kind].from_checkpoint(path, beta=3, logt=2).logt == 2
+    for name, logt in ((f"{kind}:{path}", 8), (f"{kind}:2:{path}", 2)):
+        named = refiner(name)
+        assert isinstance(named, CLASSES[kind])
+        assert named.logt == logt
 
 
 def test_the_name_says_what_the_result_depends_on(kind: str, tmp_path: Path) -> None:

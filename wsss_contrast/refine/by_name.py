@@ -14,6 +14,7 @@ from .pseudo_labels import Refiner
 from .random_walk import IRN, PSA
 from .sepl import SEPL
 
+_WALK = re.compile(r"(psa|irn):(?:(\d+):)?(.+)")
 _SEPL = re.compile(rf"(?:(.+?)\+)?sepl:(?:({'|'.join(POLICIES)}):)?(.+)")
 
 
@@ -26,7 +27,8 @@ def refiner(name: str) -> Refiner | None:
             which the ranks of a machine share; ``"sepl:FOLDER"`` or ``"sepl:POLICY:FOLDER"``, merging with the masks of
             a :class:`~wsss_contrast.data.SegmentFolder`, and ``"crf+sepl:FOLDER"``, merging after the dense CRF,
             likewise after any other refiner; ``"psa:CHECKPOINT"`` or ``"irn:CHECKPOINT"``, the random walk of a trained
-            :class:`~wsss_contrast.modules.AffinityNet` or :class:`~wsss_contrast.modules.IRNet`; or
+            :class:`~wsss_contrast.modules.AffinityNet` or :class:`~wsss_contrast.modules.IRNet`, and
+            ``"psa:LOGT:CHECKPOINT"``, with another number of steps than the papers' 2 to the power of 8; or
             ``"package.module.Name"``, a class or function of your own, which is
             called without arguments and gives a refiner.
 
@@ -50,17 +52,20 @@ def refiner(name: str) -> Refiner | None:
                 f"refiner {name!r}: there is no folder {given}, nor such a policy; policies are {policies}"
             )
         return SEPL(SegmentFolder(folder), policy or "max_iou_imp2", None if before is None else refiner(before))
+    walk = _WALK.fullmatch(name)
+    if walk is not None:
+        kind, logt, checkpoint = walk.groups()
+        options = {} if logt is None else {"logt": int(logt)}
+        made_by: type[PSA | IRN] = PSA if kind == "psa" else IRN
+        return made_by.from_checkpoint(Path(checkpoint).expanduser(), **options)
     kind, _, settings = name.partition(":")
     if kind == "crf":
         return DenseCRF(settings or "ppc", processes=None)
-    if kind in ("psa", "irn") and settings:
-        walk: type[PSA | IRN] = PSA if kind == "psa" else IRN
-        return walk.from_checkpoint(Path(settings).expanduser())
     module, _, attribute = name.rpartition(".")
     if not module or module.startswith("."):
         known = (
-            "none, par, crf, crf:SETTINGS, sepl:FOLDER, crf+sepl:FOLDER, psa:CHECKPOINT, irn:CHECKPOINT or "
-            "package.module.Name"
+            "none, par, crf, crf:SETTINGS, sepl:FOLDER, crf+sepl:FOLDER, psa:CHECKPOINT, psa:LOGT:CHECKPOINT, "
+            "irn:CHECKPOINT, irn:LOGT:CHECKPOINT or package.module.Name"
         )
         raise ValueError(f"unknown refiner {name!r}; give {known}")
     try:
