@@ -4,7 +4,7 @@ Property tests repeat the same examples and write no files.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # the tests that run side by side share the cores; before torch is imported
@@ -28,6 +28,14 @@ settings.load_profile("repeatable")
 # name -> (height, width), VOC ids in the mask besides 0 and 255
 IMAGES = {"a_1": ((40, 60), (8, 15)), "a_2": ((50, 30), (12,)), "a_3": ((20, 20), (1, 8))}
 TAGS = {"a_1": "cat person", "a_2": "dog", "a_3": "aeroplane cat"}
+
+
+@pytest.fixture(autouse=True)
+def no_seed_is_left() -> Iterator[None]:
+    """Lightning writes a seed into the environment, where processes that a later test starts would find it."""
+    yield
+    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+        os.environ.pop(name, None)
 
 
 @pytest.fixture

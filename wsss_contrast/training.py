@@ -51,15 +51,19 @@ def planned_steps(trainer: Any, optimizers: int) -> float:
     return min(steps, float(limit) / max(optimizers, 1))
 
 
-def step_generator(trainer: Any, seed: int, device: torch.device) -> torch.Generator:
-    """A generator for the random draws of a training step, keyed by seed, step and rank.
+def step_seed(trainer: Any, seed: int) -> int:
+    """A seed for the random draws of a training step, of a seed, the step and the rank.
 
     A resumed run draws what an undisturbed one draws, and no two ranks draw the same.
 
     Args:
         trainer: Lightning's ``Trainer``, in ``fit``.
         seed: at least 0.
-        device: of the generator.
     """
     step = trainer.fit_loop.total_batch_idx * world_size() + trainer.global_rank
-    return torch.Generator(device=device).manual_seed((seed * 1_000_003 + step) % 2**63)
+    return int((seed * 1_000_003 + step) % 2**63)
+
+
+def step_generator(trainer: Any, seed: int, device: torch.device) -> torch.Generator:
+    """A generator for the random draws of a training step, seeded by :func:`step_seed`."""
+    return torch.Generator(device=device).manual_seed(step_seed(trainer, seed))

@@ -71,7 +71,7 @@ class Host(L.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         source = module()
-        self.model = source.network
+        self.model = source.network.to(memory_format=torch.channels_last)  # as a trainer has it of CSRM
         self.pseudo = [source]  # a list, so that it is no submodule
 
     def forward(self, images: Tensor) -> Any:

@@ -338,7 +338,7 @@ def test_soft_maps_are_the_seeds_of_the_tagged_classes(out: Path) -> None:
     assert images(out) == images(plain)
     assert not list(plain.glob("*.npz"))
     assert sorted(path.stem for path in out.glob("*.npz")) == NAMES
-    module, some_left_out, highest = model().eval(), False, 0.0
+    module, some_left_out, highest = model().eval().to(memory_format=torch.channels_last), False, 0.0
     for sample in shapes().dataset("val"):
         tags = sample["tags"]
         some_left_out |= bool((tags == 0).any())

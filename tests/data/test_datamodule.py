@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.cli import LightningArgumentParser
 from torch.utils.data import DistributedSampler
 
@@ -74,16 +75,26 @@ def test_under_a_trainer():
     assert module.predicted == [(f"val_{i:05d}", {"image", "tags", "name"}) for i in range(3)]
 
 
-def test_a_resumed_run_sees_the_images_of_an_uninterrupted_one(tmp_path):
-    whole, first, second = Spy(), Spy(), Spy()
-    trainer(max_epochs=2, limit_val_batches=0).fit(whole, datamodule=shapes())
-    start = trainer(max_epochs=1, limit_val_batches=0)
-    start.fit(first, datamodule=shapes())
-    start.save_checkpoint(tmp_path / "last.ckpt")
-    trainer(max_epochs=2, limit_val_batches=0).fit(second, datamodule=shapes(), ckpt_path=tmp_path / "last.ckpt")
-    parts = first.train_batches + second.train_batches
-    assert [(e, n) for e, n, _ in whole.train_batches] == [(e, n) for e, n, _ in parts]
-    assert all(torch.equal(a, b) for (*_, a), (*_, b) in zip(whole.train_batches, parts, strict=True))
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("limit", [1.0, 2])
+@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+def test_a_resumed_run_sees_the_images_of_an_uninterrupted_one(tmp_path, steps, limit, workers):
+    """In the middle of an epoch and at its end, of three batches or of two that the trainer takes."""
+    whole, second = Spy(), Spy()
+    options = {"max_epochs": 2, "limit_val_batches": 0, "limit_train_batches": limit}
+
+    def data():
+        return shapes(train_length=14, num_workers=workers)
+
+    def save(trainer, *_):
+        if trainer.global_step == steps:
+            trainer.save_checkpoint(tmp_path / "last.ckpt")
+
+    trainer(**options, callbacks=[LambdaCallback(on_train_batch_end=save)]).fit(whole, datamodule=data())
+    trainer(**options).fit(second, datamodule=data(), ckpt_path=tmp_path / "last.ckpt")
+    rest = whole.train_batches[steps:]
+    assert [(e, n) for e, n, _ in rest] == [(e, n) for e, n, _ in second.train_batches]
+    assert all(torch.equal(a, b) for (*_, a), (*_, b) in zip(rest, second.train_batches, strict=True))
 
 
 def test_samplers_follow_the_strategy():

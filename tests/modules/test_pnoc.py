@@ -69,7 +69,7 @@ def test_losses_and_gradients_are_those_of_the_equations(tmp_path: Path, monkeyp
     """Of the first batch, with weights that are not 0 at the start."""
     data, drawn = batch(), torch.tensor([[1.0, 0, 0], [1.0, 0, 0]])
     monkeypatch.setattr("wsss_contrast.modules.pnoc.draw_tag", lambda tags, generator: drawn)
-    module = pnoc(erased_weight=(0.7, 1.0), second_weight=(0.6, 1.0))
+    module = pnoc(erased_weight=(0.7, 1.0), second_weight=(0.6, 1.0)).to(memory_format=torch.channels_last)
     with torch.no_grad():  # maps that are positive somewhere
         module.classifier.weight.abs_()
     start = {name: value.clone() for name, value in module.state_dict().items()}  # the passes below move batch norms

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,23 @@ from wsss_contrast.data.shapes import SHAPES_CLASSES, ShapesDataset
 from wsss_contrast.data.targets import LabelFolder, SaliencyFolder
 from wsss_contrast.data.transforms import train_transform, weak_transform
 from wsss_contrast.data.voc import VOC_CLASSES, VOCDataset
+
+
+class _TrainLoader(DataLoader[Sample]):
+    """Tells Lightning that a run can go on within an epoch: the sampler asks the trainer for its place.
+
+    Workers begin when the first batch is asked for. Lightning makes an iterator when it counts the steps, and restores
+    the trainer's place after that.
+    """
+
+    def __iter__(self) -> Any:  # typed as torch's own iterator
+        yield from super().__iter__()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
 
 
 class WSSSDataModule(L.LightningDataModule, ABC):
@@ -161,7 +179,19 @@ class WSSSDataModule(L.LightningDataModule, ABC):
                 f"split {self.train_split!r} has {len(sampler)} images a process, "
                 f"fewer than one batch of {batch_size}; lower batch_size"
             )
-        return self._loader(dataset, sampler, batch_size=batch_size, drop_last=True)
+        sampler.place = partial(self._place, batch_size, len(sampler) // batch_size)
+        return self._loader(dataset, sampler, _TrainLoader, batch_size=batch_size, drop_last=True)
+
+    def _place(self, batch_size: int, batches: int) -> tuple[int, int] | None:
+        """The epoch that a training is in, and how many images of it a loader of so many batches has given."""
+        if self.trainer is None or not self.trainer.training:
+            return None
+        loop: Any = self.trainer.fit_loop
+        epochs, done = loop.epoch_progress.current, loop.epoch_loop.batch_progress
+        if done.is_last_batch:  # in a checkpoint of the end of an epoch, before or after that was counted
+            return epochs.ready, 0
+        # The shorter of two loaders begins again within an epoch.
+        return epochs.processed, done.current.ready % batches * batch_size
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """One batch of the labelled and the unlabelled images."""
@@ -190,9 +220,13 @@ class WSSSDataModule(L.LightningDataModule, ABC):
         return self._loader(batches, EvalSampler(batches, **self._processes()), batch_size=None)
 
     def _loader(
-        self, dataset: Dataset[Sample], sampler: EpochSampler | EvalSampler, **kwargs: Any
+        self,
+        dataset: Dataset[Sample],
+        sampler: EpochSampler | EvalSampler,
+        kind: type[DataLoader[Sample]] = DataLoader,
+        **kwargs: Any,
     ) -> DataLoader[Sample]:
-        return DataLoader(
+        return kind(
             dataset,
             sampler=sampler,
             num_workers=self.num_workers,

@@ -1,6 +1,7 @@
 """Samplers that shard over processes. Both are a ``DistributedSampler``: Lightning leaves them alone."""
 
-from collections.abc import Iterator, Sized
+from collections.abc import Callable, Iterator, Sized
+from itertools import islice
 from typing import Any, cast
 
 import torch.distributed as dist
@@ -13,6 +14,9 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
     A dataset that gets the pair knows the epoch, also in a worker process that lives through many epochs.
     Call ``set_epoch`` before each epoch; Lightning does. As in its base class, every process gets the
     same number of images; a few are repeated where the split does not divide.
+
+    A training that was interrupted goes on where it was: ``place``, if it is set, is called when an iterator is made,
+    and gives the epoch and how many images of it this process has seen, or ``None`` for what ``set_epoch`` said.
 
     Args:
         dataset: the dataset to draw from.
@@ -35,10 +39,13 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
     ) -> None:
         num_replicas, rank = _processes(num_replicas, rank)
         super().__init__(cast("Dataset[Any]", dataset), num_replicas, rank, shuffle=True, seed=seed)
+        self.place: Callable[[], tuple[int, int] | None] | None = None
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        indices = cast(Iterator[int], super().__iter__())
-        return ((self.epoch, index) for index in indices)
+        place = None if self.place is None else self.place()
+        self.epoch, seen = (self.epoch, 0) if place is None else place
+        epoch, indices = self.epoch, cast(Iterator[int], super().__iter__())
+        return ((epoch, index) for index in islice(indices, seen, None))
 
 
 class EvalSampler(DistributedSampler[int]):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from wsss_contrast.data import DataError, SameSizeBatches
 from wsss_contrast.functional import commonest_labels
 from wsss_contrast.refine import Refiner, WorkerError
+from wsss_contrast.training import step_seed
 
 from .optim import parameter_groups, poly_decay
 
@@ -45,6 +46,8 @@ class WSSSModule(L.LightningModule):
 
     keep_seeds = False
     """Whether predictions have the seeds as well, which are large."""
+
+    _seed: int | None = None
 
     masks_later = False
     """Whether predictions have a function that makes the masks in their place, for a refiner that takes long."""
@@ -84,12 +87,31 @@ class WSSSModule(L.LightningModule):
         names = [name for loaded in scored for name, data in sets.items() if loaded is data]
         return names if len(names) == count else ["train", "val"][-count:]
 
+    @property
+    def seed(self) -> int:
+        """The seed of a training's random draws, torch's when it began, also where it was interrupted."""
+        return torch.initial_seed() if self._seed is None else self._seed
+
+    def on_fit_start(self) -> None:
+        if self.trainer.ckpt_path is None:  # else it is the checkpoint's
+            self._seed = torch.initial_seed()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        # Dropout draws from torch's own generator, which no checkpoint has.
+        torch.manual_seed(step_seed(self.trainer, self.seed))
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["seed"] = self.seed
         names = getattr(self._data, "class_names", None)
         if names is not None:
             checkpoint["class_names"] = list(names)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._seed = checkpoint.get("seed")
+        self._check_classes(checkpoint)
+
+    def _check_classes(self, checkpoint: Mapping[str, Any]) -> None:
+        """The data is of the classes of a checkpoint."""
         trained, given = checkpoint.get("class_names"), getattr(self._data, "class_names", None)
         if trained is not None and given is not None and trained != list(given):
             raise DataError(f"the checkpoint is of the classes {trained}, the data of {list(given)}")

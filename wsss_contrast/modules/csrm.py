@@ -211,7 +211,7 @@ class CSRM(CAM):
         return loss
 
     def _draws(self, use: int, device: torch.device) -> torch.Generator | None:
-        return step_generator(self.trainer, torch.initial_seed() + use, device) if self._trainer else None
+        return step_generator(self.trainer, self.seed + use, device) if self._trainer else None
 
     @property
     def progress(self) -> float:
@@ -227,7 +227,7 @@ class CSRM(CAM):
 
     def on_train_start(self) -> None:
         self.start.check()
-        super().on_load_checkpoint(self.start.about)
+        self._check_classes(self.start.about)
         # The released code's epochs 0 and 1 of 15: the teacher is a copy; its ramp begins with the second.
         if self.global_step == 0:
             self.teacher.ramp_start, self.teacher.copy_steps = 0, 1

@@ -165,10 +165,10 @@ class PNOC(PuzzleCAM):
 
     def on_train_start(self) -> None:
         self.second_start.check()
-        super().on_load_checkpoint(self.second_start.about)
+        self._check_classes(self.second_start.about)
 
     def _draws(self, device: torch.device) -> torch.Generator | None:
-        return step_generator(self.trainer, torch.initial_seed(), device) if self._trainer else None
+        return step_generator(self.trainer, self.seed, device) if self._trainer else None
 
 
 def _between(ends: tuple[float, ...], share: float) -> float:

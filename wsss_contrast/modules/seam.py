@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from wsss_contrast.data import ViewTransform
@@ -89,7 +88,7 @@ class SEAM(CAM):
     def training_step(self, batch: dict[str, Any]) -> Tensor:
         images, tags = batch["image"], batch["tags"]
         trained = self._trainer is not None
-        draws = step_generator(self.trainer, torch.initial_seed(), images.device) if trained else None
+        draws = step_generator(self.trainer, self.seed, images.device) if trained else None
         target, self.view_matrix = self.view(images, draws)
         source_cams, source_refined = self._at_image_size(images)
         target_cams, target_refined = self._at_image_size(target, self.view_matrix)
