@@ -36,7 +36,7 @@ from wsss_contrast.data import SegmentFolder, as_photos
 from wsss_contrast.metrics import THRESHOLDS, SeedCurve, SeedMIoU, segmentation_scores
 from wsss_contrast.modules import CAM, CSRM, SEAM, AffinityNet, IRNet, PairModule
 from wsss_contrast.pictures import write_atomically
-from wsss_contrast.refine import CRF_SETTINGS, LABELS, SEPL, DenseCRF, Refiner, pseudo_labels, refiner
+from wsss_contrast.refine import CRF_SETTINGS, SEPL, DenseCRF, Refiner, label_maker, pseudo_labels, refiner
 
 SPLITS = ("train", "val")
 SUPERPIXELS = Path(__file__).parents[1] / "examples" / "superpixel_masks.py"
@@ -160,7 +160,9 @@ def walk(name: str, args: argparse.Namespace) -> Kept[PairModule]:
 
     def train_alone(made: Any, seed: int) -> None:
         module = trained(args)
-        module.make_labels, module.refine = LABELS[name], DenseCRF(name)
+        chosen = seeds(args)  # IRN's thresholds are a third and twice of what is best for its maps
+        made_by = f"irn:{chosen / 3:.2f}:{2 * chosen:.2f}" if name == "irn" else name
+        module.make_labels, module.refine = label_maker(made_by), DenseCRF(name)
         quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
         L.Trainer(callbacks=[MaskWriter(str(labels))], **quiet).predict(module, make_data(predict_split="train_mini"))
         data = make_data(labels=str(labels))

@@ -231,6 +231,7 @@ PUBLIC = {
         "WorkerError",
         "hard_unaries",
         "irn_labels",
+        "label_maker",
         "mean_field",
         "merge_scales",
         "multi_scale_cams",

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from wsss_contrast import __version__, callbacks, data, demo, evaluation, modules, submission
-from wsss_contrast.refine import LABELS, WorkerError, refiner
+from wsss_contrast.refine import WorkerError, label_maker, refiner
 
 DESCRIPTION = """Weakly supervised semantic segmentation: masks from image tags.
 
@@ -56,10 +56,11 @@ class WSSSCommandLine(LightningCLI):
             )
             parser.add_argument(
                 "--labels",
-                choices=("none", *LABELS),
+                type=_labels,
                 default="none",
-                help="write labels in the place of masks, 255 where the maps are not sure, for AffinityNet (psa) or "
-                "IRNet (irn) to learn from; refined by their dense CRF unless --refine says otherwise",
+                help="write labels in the place of masks, 255 where the maps are not sure, for AffinityNet (psa, or "
+                "psa:LOW:HIGH with other powers of the background) or IRNet (irn, or irn:BACKGROUND:FOREGROUND with "
+                "other thresholds) to learn from; refined by their dense CRF unless --refine says otherwise",
             )
         return parser
 
@@ -110,15 +111,16 @@ class WSSSCommandLine(LightningCLI):
             sys.exit("wsss-contrast: --threshold is of masks; the labels have thresholds of their own")
         if threshold is not None and not 0 <= threshold < 1:
             sys.exit(f"wsss-contrast: --threshold must be in [0, 1), got {threshold}")
-        default = "par" if labels == "none" else f"crf:{labels}"
+        default = "par" if labels == "none" else f"crf:{labels.partition(':')[0]}"
         if isinstance(self.model, modules.Segmenter):
             if threshold is not None or labels != "none":
                 sys.exit("wsss-contrast: --threshold and --labels are of activation maps, Segmenter makes none")
             default = "none"
         else:
             self.model.threshold = threshold
-            self.model.make_labels = LABELS.get(labels)
         try:
+            if labels != "none":
+                self.model.make_labels = label_maker(labels)
             self.model.refine = refiner(self.config["predict"]["refine"] or default)
         except (ImportError, ValueError) as error:
             sys.exit(f"wsss-contrast: {error}")
@@ -179,6 +181,13 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.exit(f"wsss-contrast: {error.__cause__}")
     finally:
         sys.argv = argv
+
+
+def _labels(name: str) -> str:
+    """A value of ``--labels``."""
+    if name != "none":
+        label_maker(name)
+    return name
 
 
 def packaged_configs() -> dict[str, Path]:

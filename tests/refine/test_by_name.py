@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from wsss_contrast.data import DataError, SegmentFolder
-from wsss_contrast.refine import CRF_SETTINGS, SEPL, DenseCRF, PixelAdaptiveRefinement, refiner
+from wsss_contrast.refine import CRF_SETTINGS, SEPL, DenseCRF, PixelAdaptiveRefinement, label_maker, refiner
 
 needs_crf = pytest.mark.skipif(find_spec("pydensecrf") is None, reason="the extra `crf` is not installed")
 
@@ -104,6 +104,26 @@ def test_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert repr(refiner("sepl:max_iou:~/sam")) == repr(SEPL(SegmentFolder(tmp_path / "sam"), "max_iou"))
     with pytest.raises(ValueError, match=f"^{tmp_path}/last.ckpt: no such checkpoint"):
         refiner("irn:~/last.ckpt")
+
+
+def test_labels() -> None:
+    photos, cams, tags = (
+        torch.zeros(1, 3, 1, 4, dtype=torch.uint8),
+        torch.tensor([[[[0.02, 0.2, 0.4, 0.9]]]]),
+        torch.ones(1, 1),
+    )
+    expected = {
+        "irn": [0, 255, 1, 1],
+        "irn:0.3:0.5": [0, 0, 255, 1],
+        "irn:0.1:0.1": [0, 1, 1, 1],
+        "psa": [0, 255, 1, 1],
+        "psa:2:3": [0, 0, 1, 1],
+    }
+    for name, labels in expected.items():
+        assert label_maker(name)(photos, cams, tags).flatten().tolist() == labels, name
+    for name in ("none", "seam", "irn:0.1", "irn:0.5:0.1", "irn:a:b", "irn:-1:0.1", "psa:1:2:3", "irn:", "irn:nan:1"):
+        with pytest.raises(ValueError, match=rf"^unknown labels '{name}'; give irn, irn:BACKGROUND:FOREGROUND, psa or"):
+            label_maker(name)
 
 
 UNKNOWN = ["pars", "", "None", "PAR", "par:3", "crfs", "crfs:psa", ".Mine", ".mine.Mine", "sepl", "sepl:", "par+sepl:"]

@@ -1,6 +1,6 @@
 """From activation maps to masks."""
 
-from .by_name import refiner
+from .by_name import label_maker, refiner
 from .dense_crf import CRF_SETTINGS, CRFSettings, DenseCRF, hard_unaries, mean_field, soft_unaries
 from .multi_scale import merge_scales, multi_scale_cams, multi_scale_logits, stream
 from .pixel_adaptive import PixelAdaptiveRefinement
@@ -23,6 +23,7 @@ __all__ = [
     "WorkerError",
     "hard_unaries",
     "irn_labels",
+    "label_maker",
     "mean_field",
     "merge_scales",
     "multi_scale_cams",

@@ -1,10 +1,14 @@
-"""Refiners by the names that the command line takes."""
+"""Refiners, and labels to learn from, by the names that the command line takes."""
 
 from __future__ import annotations
 
 import importlib
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+
+from torch import Tensor
 
 from wsss_contrast.functional.sepl import POLICIES
 
@@ -13,6 +17,7 @@ from .pixel_adaptive import PixelAdaptiveRefinement
 from .pseudo_labels import Refiner
 from .random_walk import IRN, PSA
 from .sepl import SEPL
+from .sure_labels import LABELS
 
 _WALK = re.compile(r"(psa|irn):(?:(\d+):)?(.+)")
 _SEPL = re.compile(rf"(?:(.+?)\+)?sepl:(?:({'|'.join(POLICIES)}):)?(.+)")
@@ -79,3 +84,28 @@ def refiner(name: str) -> Refiner | None:
     if not callable(made):
         raise ValueError(f"refiner {name!r} gives {made!r}, which can't be called")
     return made
+
+
+def label_maker(name: str) -> Callable[..., Tensor]:
+    """What makes the labels that PSA or IRN learn from.
+
+    Args:
+        name: ``"irn"`` or ``"psa"``, with the papers' thresholds or powers; or with two of your own:
+            ``"irn:BACKGROUND:FOREGROUND"``, see :func:`irn_labels`, or ``"psa:LOW:HIGH"``, see :func:`psa_labels`.
+
+    Raises:
+        ValueError: another name, numbers that are none or out of order.
+    """
+    kind, *given = name.split(":")
+    try:
+        first, second = map(float, given or (0, 1))
+    except ValueError:
+        first, second = 1, 0
+    if kind not in LABELS or not 0 <= first <= second:
+        raise ValueError(
+            f"unknown labels {name!r}; give irn, irn:BACKGROUND:FOREGROUND, psa or psa:LOW:HIGH, with numbers in order"
+        )
+    if not given:
+        return LABELS[kind]
+    names = {"irn": ("background_threshold", "foreground_threshold"), "psa": ("low_alpha", "high_alpha")}[kind]
+    return partial(LABELS[kind], **dict(zip(names, (first, second), strict=True)))

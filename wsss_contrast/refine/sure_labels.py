@@ -24,7 +24,9 @@ def irn_labels(
 ) -> Tensor:
     """The labels of IRN (CVPR 2019, Sec. 4.2): :func:`~wsss_contrast.refine.pseudo_labels` with its thresholds.
 
-    Arguments, result and errors are those of that function. The paper refines by ``DenseCRF("irn")``.
+    Arguments, result and errors are those of that function. The paper refines by ``DenseCRF("irn")``. Its thresholds
+    are a third and twice of 0.15, the background threshold that is best for its maps; for other maps take a third and
+    twice of theirs, or hardly a pixel may be background.
     """
     return pseudo_labels(photos, cams, tags, background_threshold, foreground_threshold, refine, names=names)
 
@@ -72,4 +74,4 @@ def psa_labels(
 
 
 LABELS: dict[str, Callable[..., Tensor]] = {"irn": irn_labels, "psa": psa_labels}
-"""What ``predict --labels`` takes."""
+"""By method; see :func:`~wsss_contrast.refine.label_maker`."""
