@@ -3,7 +3,7 @@
 Each row is a list of ``wsss-contrast`` commands: train a method, predict and refine masks of the training photographs,
 train DeepLabV2 on them, score everything. The last row trains DeepLabV2 on the true masks. The photographs are those of
 photographs.py, the settings of all rows are in pipeline.yaml. A row works in ``runs/pipeline/ROW``; a rerun goes on
-behind the last command that has ended, several processes may share the rows.
+behind the last command that has ended. Several processes may share the rows, each with its own ``--rows``.
 """
 
 from __future__ import annotations
@@ -77,10 +77,10 @@ def commands(row: str, root: Path, options: Sequence[str] = ()) -> list[list[str
 
 def finish(row: str, folder: Path, root: Path, options: Sequence[str]) -> dict[str, float]:
     """Run what is left of a row; return its scores, mIoU in percent."""
-    wanted, record = commands(row, root, options), folder / "done.json"
-    done = json.loads(record.read_text()) if record.is_file() else []
+    wanted, record = [[SETTINGS.read_text()], *commands(row, root, options)], folder / "done.json"
+    done = json.loads(record.read_text()) if record.is_file() else wanted[:1]
     if done != wanted[: len(done)]:
-        raise SystemExit(f"{record}: these commands are not those of now; give another --out")
+        raise SystemExit(f"{record}: these commands or settings are not those of now; give another --out")
     for number in range(len(done), len(wanted)):
         print(f"{row}: wsss-contrast {shlex.join(wanted[number])}", flush=True)
         call(wanted[number], folder)

@@ -161,7 +161,7 @@ def walk(name: str, args: argparse.Namespace) -> Kept[PairModule]:
     def train_alone(made: Any, seed: int) -> None:
         module = trained(args)
         chosen = seeds(args)  # IRN's thresholds are a third and twice of what is best for its maps
-        made_by = f"irn:{chosen / 3:.2f}:{2 * chosen:.2f}" if name == "irn" else name
+        made_by = f"irn:{chosen / 3:.2f}:{min(2 * chosen, 0.99):.2f}" if name == "irn" else name
         module.make_labels, module.refine = label_maker(made_by), DenseCRF(name)
         quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
         L.Trainer(callbacks=[MaskWriter(str(labels))], **quiet).predict(module, make_data(predict_split="train_mini"))

@@ -152,7 +152,9 @@ def test_pipeline_goes_from_tags_to_a_segmenter(
 
     pipeline.main(options)
     assert called == all_called
-    with pytest.raises(SystemExit, match=r"CSRM/done\.json: these commands are not those of now; give another --out"):
+    with pytest.raises(
+        SystemExit, match=r"CSRM/done\.json: these commands or settings are not those of now; give another --out"
+    ):
         pipeline.main([*options, "--trainer.max_steps=1"])
 
 

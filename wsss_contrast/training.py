@@ -34,7 +34,13 @@ def progress(trainer: Any) -> float:
 def steps_done(trainer: Any) -> int:
     """The optimiser steps taken. With manual optimisation the batches: there, a batch may be several steps or none."""
     automatic = trainer.lightning_module.automatic_optimization
-    done: int = trainer.global_step if automatic else trainer.fit_loop.total_batch_idx
+    done: int = trainer.global_step if automatic else _batches_done(trainer)
+    return done
+
+
+def _batches_done(trainer: Any) -> int:
+    # Not those begun: a checkpoint of a batch that failed counts it, and the run that resumes takes it again.
+    done: int = trainer.fit_loop.epoch_loop.batch_progress.total.completed
     return done
 
 
@@ -60,10 +66,34 @@ def step_seed(trainer: Any, seed: int) -> int:
         trainer: Lightning's ``Trainer``, in ``fit``.
         seed: at least 0.
     """
-    step = trainer.fit_loop.total_batch_idx * world_size() + trainer.global_rank
+    step = _batches_done(trainer) * world_size() + trainer.global_rank
     return int((seed * 1_000_003 + step) % 2**63)
 
 
 def step_generator(trainer: Any, seed: int, device: torch.device) -> torch.Generator:
     """A generator for the random draws of a training step, seeded by :func:`step_seed`."""
     return torch.Generator(device=device).manual_seed(step_seed(trainer, seed))
+
+
+def resume_where_it_was(loops: dict[str, Any]) -> None:
+    """Mend what a checkpoint says of Lightning's loops, so that a run goes on at the batch behind the last one.
+
+    A checkpoint of an epoch's last batch or of its end leaves counters by which Lightning takes a later checkpoint, or
+    a training with ``max_steps``, to be elsewhere; one of a training that was stopped within an epoch counts that epoch
+    as done.
+
+    Args:
+        loops: the checkpoint's ``loops``, changed in place.
+    """
+    epochs = loops["fit_loop"]["epoch_progress"]
+    batches = loops["fit_loop"]["epoch_loop.batch_progress"]
+    begun = epochs["current"]["ready"]
+    if batches["is_last_batch"]:
+        for part in ("total", "current"):
+            epochs[part] |= dict.fromkeys(("started", "processed", "completed"), epochs[part]["ready"])
+        batches["total"] |= dict.fromkeys(("started", "processed", "completed"), batches["total"]["ready"])
+        batches["current"] = dict.fromkeys(batches["current"], 0)
+        batches["is_last_batch"] = False
+    elif batches["current"]["ready"] > 0 and epochs["current"]["processed"] == begun:
+        for part in ("total", "current"):
+            epochs[part] |= dict.fromkeys(("processed", "completed"), epochs[part]["ready"] - 1)

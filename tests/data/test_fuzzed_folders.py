@@ -86,7 +86,7 @@ BAD: dict[str, Fault] = {
     "bomb": bomb,
     "floating point": lambda rng, size: encoded(Image.fromarray(pixels(rng, size, 1).astype(np.float32) + 0.5), "TIFF"),
 }
-NAMES = ("a", "Zürich", "наука", "猫", "with space", "dots.in.it", "100%", "-dash", "x" * 80, "q'uote", "b")
+NAMES = ("photo", "Zürich", "наука", "猫", "with space", "dots.in.it", "100%", "-dash", "x" * 80, "q'uote", "0007")
 
 
 def mask(rng: random.Random, size: tuple[int, int], ids: tuple[int, ...]) -> bytes:
@@ -122,7 +122,8 @@ def folder(root: Path, rng: random.Random) -> list[str]:
         form = rng.choices(("line", "none", "twice", "three", "stray"), (40, 1, 1, 1, 1))[0]
         line = f'"{name}","{tags}"' if quoted else f"{name},{tags}"
         lines += {"line": [line], "none": [], "twice": [line] * 2, "three": [line + ",x"], "stray": ['"' + line]}[form]
-        wrong += [] if form == "line" else [name, "tags.csv"]
+        # A stray quote swallows the lines below it: what is then wrong is no longer this line alone.
+        wrong += [] if form == "line" else ["tags.csv"] if form in ("stray", "three") else [name]
         if masks and rng.random() < 0.7:
             (root / "masks").mkdir(exist_ok=True)
             broken = rng.choice(sorted(BAD_MASKS)) if rng.random() < 0.1 else None

@@ -184,20 +184,20 @@ def test_shapes(tmp_path: Path) -> None:
     assert [name for batch in data.predict_dataloader() for name in batch["name"]] == ["train_00000", "train_00001"]
 
 
+@pytest.mark.parametrize("kind", ["voc"], indirect=True)
 def test_true_masks_serve_as_labels(root: Path, kind: str) -> None:
-    """Those of VOC have all its classes; the ones that are not used are 255, as in the masks that are scored."""
-    path = root / "labels" / "a.png"
-    ids = np.asarray(Image.open(path)).copy()
+    """They have all of VOC's classes; the ones that are not used are 255, as in the masks that are scored."""
+    ids = np.asarray(Image.open(root / "labels" / "a.png")).copy()
     ids[0, 0] = 5
-    Image.fromarray(ids).save(path)
-    data = module(kind, root)
-    data.setup("fit")
-    assert data.train_set.labels is not None
-    if kind == "folder":
-        with pytest.raises(DataError, match=r"a\.png: ids \[5\] are neither those of the data"):
-            data.train_set.labels("a", SIZES["a"])
-        return
-    labels = data.train_set.labels("a", SIZES["a"])
+    for folder in ("labels", "SegmentationClassAug"):
+        Image.fromarray(ids).save(root / folder / "a.png")
+    of_others, own = (module(kind, root, labels) for labels in ("labels", "SegmentationClassAug"))
+    for data in (of_others, own):
+        data.setup("fit")
+        assert data.train_set.labels is not None
+    with pytest.raises(DataError, match=r"labels/a\.png: ids \[5\] are neither those of the data"):
+        of_others.train_set.labels("a", SIZES["a"])
+    labels = own.train_set.labels("a", SIZES["a"])
     assert labels[0, 0] == 255
     assert set(labels.flat) == {0, 1, 2, 255}
 

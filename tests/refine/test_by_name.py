@@ -121,8 +121,20 @@ def test_labels() -> None:
     }
     for name, labels in expected.items():
         assert label_maker(name)(photos, cams, tags).flatten().tolist() == labels, name
-    for name in ("none", "seam", "irn:0.1", "irn:0.5:0.1", "irn:a:b", "irn:-1:0.1", "psa:1:2:3", "irn:", "irn:nan:1"):
-        with pytest.raises(ValueError, match=rf"^unknown labels '{name}'; give irn, irn:BACKGROUND:FOREGROUND, psa or"):
+    for name in (
+        "none",
+        "seam",
+        "irn:0.1",
+        "irn:0.5:0.1",
+        "irn:a:b",
+        "irn:-1:0.1",
+        "psa:1:2:3",
+        "irn:",
+        "irn:nan:1",
+        "irn:0.5:1",
+        "psa:0:4",
+    ):
+        with pytest.raises(ValueError, match=rf"^unknown labels '{name}'; give irn, irn:BACKGROUND:FOREGROUND with"):
             label_maker(name)
 
 

@@ -20,11 +20,11 @@ from wsss_contrast.data.samplers import EpochSampler, EvalSampler
 from wsss_contrast.data.shapes import SHAPES_CLASSES, ShapesDataset
 from wsss_contrast.data.targets import LabelFolder, SaliencyFolder
 from wsss_contrast.data.transforms import train_transform, weak_transform
-from wsss_contrast.data.voc import VOC_CLASSES, VOCDataset
+from wsss_contrast.data.voc import MASK_FOLDERS, VOC_CLASSES, VOCDataset
 
 
 class _TrainLoader(DataLoader[Sample]):
-    """Tells Lightning that a run can go on within an epoch: the sampler asks the trainer for its place.
+    """Tells Lightning that a run can go on within an epoch: an :class:`EpochSampler` asks the trainer for its place.
 
     Workers begin when the first batch is asked for. Lightning makes an iterator when it counts the steps, and restores
     the trainer's place after that.
@@ -131,7 +131,7 @@ class WSSSDataModule(L.LightningDataModule, ABC):
 
     @property
     def unused_ids(self) -> list[int]:
-        """Further ids of the data set's own masks, of classes that are not used; 255 in what the data gives."""
+        """Further ids in ``labels`` that count as 255: of the data set's own masks, where ``labels`` is these."""
         return []
 
     @property
@@ -187,11 +187,9 @@ class WSSSDataModule(L.LightningDataModule, ABC):
         if self.trainer is None or not self.trainer.training:
             return None
         loop: Any = self.trainer.fit_loop
-        epochs, done = loop.epoch_progress.current, loop.epoch_loop.batch_progress
-        if done.is_last_batch:  # in a checkpoint of the end of an epoch, before or after that was counted
-            return epochs.ready, 0
+        done = loop.epoch_loop.batch_progress.current.ready
         # The shorter of two loaders begins again within an epoch.
-        return epochs.processed, done.current.ready % batches * batch_size
+        return loop.epoch_progress.current.processed, done % batches * batch_size
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """One batch of the labelled and the unlabelled images."""
@@ -311,6 +309,9 @@ class VOCDataModule(WSSSDataModule):
 
     @property
     def unused_ids(self) -> list[int]:
+        own = [(self.root / name).resolve() for name in MASK_FOLDERS]
+        if self.labels is None or Path(self.labels).resolve() not in own:
+            return []
         return sorted({*range(1, len(VOC_CLASSES) + 1)} - {*self.mask_ids})
 
     @property

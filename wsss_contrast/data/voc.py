@@ -55,7 +55,7 @@ GET_VOC = """Get it:
 `train_aug` and `SegmentationClassAug` are not in the archive: the field's list of 10,582 names and the masks of SBD
 (Hariharan et al., ICCV 2011) in VOC's ids, as ImageSets/Segmentation/train_aug.txt and SegmentationClassAug/."""
 
-_MASK_FOLDERS = ("SegmentationClassAug", "SegmentationClass")
+MASK_FOLDERS = ("SegmentationClassAug", "SegmentationClass")
 
 
 class VOCDataset(TaggedImageDataset):
@@ -112,9 +112,9 @@ class VOCDataset(TaggedImageDataset):
 
         self._masks: Path | None = None
         if with_mask or tags == "masks":
-            self._masks = next((self.root / f for f in _MASK_FOLDERS if (self.root / f).is_dir()), None)
+            self._masks = next((self.root / f for f in MASK_FOLDERS if (self.root / f).is_dir()), None)
             if self._masks is None:
-                raise DataError(f"{self.root}: has no mask folder ({' or '.join(_MASK_FOLDERS)}). {GET_VOC}")
+                raise DataError(f"{self.root}: has no mask folder ({' or '.join(MASK_FOLDERS)}). {GET_VOC}")
             _check_files(self._masks, self.names, ".png", "mask")
 
         self._tags: list[NDArray[np.float32]] | None = None

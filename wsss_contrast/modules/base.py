@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from wsss_contrast.data import DataError, SameSizeBatches
 from wsss_contrast.functional import commonest_labels
 from wsss_contrast.refine import Refiner, WorkerError
-from wsss_contrast.training import step_seed
+from wsss_contrast.training import resume_where_it_was, step_seed
 
 from .optim import parameter_groups, poly_decay
 
@@ -93,12 +93,12 @@ class WSSSModule(L.LightningModule):
         return torch.initial_seed() if self._seed is None else self._seed
 
     def on_fit_start(self) -> None:
-        if self.trainer.ckpt_path is None:  # else it is the checkpoint's
+        if self.trainer.ckpt_path is None or self._seed is None:  # else it is the checkpoint's
             self._seed = torch.initial_seed()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        # Dropout draws from torch's own generator, which no checkpoint has.
-        torch.manual_seed(step_seed(self.trainer, self.seed))
+        # Dropout draws from torch's own generator, which no checkpoint has; not the numbers of the module's own draws.
+        torch.manual_seed(step_seed(self.trainer, self.seed + 1_000))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["seed"] = self.seed
@@ -108,6 +108,8 @@ class WSSSModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._seed = checkpoint.get("seed")
+        if "fit_loop" in checkpoint.get("loops", {}):
+            resume_where_it_was(checkpoint["loops"])
         self._check_classes(checkpoint)
 
     def _check_classes(self, checkpoint: Mapping[str, Any]) -> None:

@@ -98,12 +98,14 @@ def label_maker(name: str) -> Callable[..., Tensor]:
     """
     kind, *given = name.split(":")
     try:
-        first, second = map(float, given or (0, 1))
+        first, second = map(float, given or (1, 1))
     except ValueError:
         first, second = 1, 0
-    if kind not in LABELS or not 0 <= first <= second:
+    in_range = 0 < first <= second if kind == "psa" else 0 <= first <= second < 1
+    if kind not in LABELS or (given and not in_range):
         raise ValueError(
-            f"unknown labels {name!r}; give irn, irn:BACKGROUND:FOREGROUND, psa or psa:LOW:HIGH, with numbers in order"
+            f"unknown labels {name!r}; give irn, irn:BACKGROUND:FOREGROUND with 0 <= BACKGROUND <= FOREGROUND < 1, "
+            "psa, or psa:LOW:HIGH with 0 < LOW <= HIGH"
         )
     if not given:
         return LABELS[kind]
