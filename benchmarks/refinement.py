@@ -2,8 +2,9 @@
 
 Trains the method (see photographs.py and csrm_photographs.py), keeps its seeds, refines them with each refiner in a
 process of its own, and prints mIoU, seconds a photo and peak memory. ``psa`` and ``irn`` first learn from the labels of
-the training photos, and walk for 2 to the power of 8 steps, ``psa:6`` of 6; for ``sepl``, superpixels stand in for the
-segments. Everything is a file in ``runs/refinement`` or ``runs/weights``; a rerun with the same arguments continues.
+the training photos, and walk for 2 to the power of 8 steps, ``psa:6`` of 6, ``irn:6 above 0.2`` with what of the scores
+is above 0.2; for ``sepl``, superpixels stand in for the segments. Everything is a file in ``runs/refinement`` or
+``runs/weights``; a rerun with the same arguments continues.
 """
 
 from __future__ import annotations
@@ -145,9 +146,11 @@ def seeds(args: argparse.Namespace) -> float:
 
 def ready(name: str, args: argparse.Namespace) -> str:
     """What the refiner needs is made; returns it as :func:`~wsss_contrast.refine.refiner` takes it."""
-    kind, _, logt = name.partition(":")
+    walked, above, floor = name.partition(" above ")
+    kind, _, logt = walked.partition(":")
     if kind in WALKS:
-        return ":".join([kind, *([logt] if logt else []), str(walk(kind, args).checkpoint(args.seed))])
+        made = ":".join([kind, *([logt] if logt else []), str(walk(kind, args).checkpoint(args.seed))])
+        return made + above + floor
     if name.endswith("sepl"):
         return f"{name}:{superpixels(args.out)}"
     return name
@@ -195,8 +198,26 @@ def power_background(crf: DenseCRF, power: int) -> Refiner:
     return refine
 
 
+class Above:
+    """A walk that gets only what of the classes' scores is above a floor."""
+
+    keeps_constants = True
+
+    def __init__(self, refine: Refiner, floor: float) -> None:
+        self.refine, self.floor = refine, floor
+
+    def __call__(self, photos: Tensor, scores: Tensor, present: Tensor) -> Tensor:
+        classes = (scores[:, 1:] - self.floor).clamp(min=0)
+        return self.refine(photos, torch.cat([scores[:, :1], classes], dim=1), present)
+
+
 def by_name(name: str) -> Refiner | None:
     """A refiner that works in this process, to be measured."""
+    name, _, floor = name.partition(" above ")
+    if floor:
+        walk = refiner(name)
+        assert walk is not None
+        return Above(walk, float(floor))
     kind, _, settings = name.partition(":")
     if kind == "crf+sepl":
         return SEPL(SegmentFolder(settings), before=DenseCRF("ppc"))

@@ -75,7 +75,7 @@ def test_refinement_measures_every_kind_of_refiner(
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
     monkeypatch.setattr(refinement, "ProcessPoolExecutor", lambda *_args, **_options: ThreadPoolExecutor(1))
     monkeypatch.setattr(refinement, "WALKS", {name: (kind, 1) for name, (kind, _) in refinement.WALKS.items()})
-    kinds = ["none", "crf", "psa", "irn", "sepl", "crf+sepl"]
+    kinds = ["none", "crf", "psa", "irn", "irn:2 above 0.2", "sepl", "crf+sepl"]
     tiny = {
         "steps": 1,
         "crop-size": 80,
@@ -92,8 +92,9 @@ def test_refinement_measures_every_kind_of_refiner(
     rows = [line.split(" | ")[0].removeprefix("| ") for line in first.splitlines() if line.startswith("| ")]
     assert [row for row in rows if row != "the same"] == ["refiner", *kinds]
     found = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "out" / "seam_0").glob("*.json")}
-    assert all(len(found[kind]["seconds"]) == 4 and 0 <= found[kind]["train"] <= 100 for kind in kinds)
-    for kind in ("psa", "irn"):
+    stems = [kind.replace(":", "_").replace(" ", "_") for kind in kinds]
+    assert all(len(found[kind]["seconds"]) == 4 and 0 <= found[kind]["train"] <= 100 for kind in stems)
+    for kind in ("psa", "irn", "irn_2_above_0.2"):
         own = found[kind]["own"]
         assert own["train"] >= found[kind]["train"] - 1e-4  # the seeds' threshold is one of those it is chosen from
         if own["threshold"] == found["seeds"]["threshold"]:
