@@ -33,7 +33,7 @@ from wsss_contrast.nn import ClassMemoryBank
 from wsss_contrast.refine import DenseCRF
 
 TINY: dict[str, Any] = {"backbone": "test_resnet", "weights": None, "scales": (1.0,), "flip": False}
-CLASSES, EPOCHS, BATCHES, PHOTOS = 6, 3, 5, 6
+CLASSES, EPOCHS, BATCHES, PHOTOS = 6, 3, 5, 12
 
 
 def seam() -> tuple[CAM, list[Callback]]:
@@ -167,7 +167,8 @@ def predicted(folder: Path, kills: int, moments: random.Random) -> str:
     trainer.save_checkpoint(checkpoint)
     if in_a_process(partial(predict, checkpoint, whole, None)):
         raise SystemExit("the undisturbed prediction failed")
-    hit = until_done(partial(predict, checkpoint, broken), kills, moments, 12)
+    latest = max(4 * PHOTOS // (kills + 1), 3)  # a photo has two moments
+    hit = until_done(partial(predict, checkpoint, broken), kills, moments, latest)
     files = [{path.name: path.read_bytes() for path in sorted(of.iterdir())} for of in (whole, broken)]
     if files[0] != files[1] or len(files[0]) != 1 + PHOTOS:
         raise SystemExit(f"prediction: after {hit} kills the masks differ: {[sorted(of) for of in files]}")

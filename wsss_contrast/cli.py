@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -185,8 +186,11 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def _labels(name: str) -> str:
     """A value of ``--labels``."""
-    if name != "none":
-        label_maker(name)
+    try:
+        if name != "none":
+            label_maker(name)
+    except ValueError as error:
+        raise ArgumentTypeError(error) from error
     return name
 
 
