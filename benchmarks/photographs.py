@@ -86,7 +86,11 @@ def tables(crop_size: int, view_size: int, common: dict[str, Any]) -> dict[str, 
             "+ rotation": partial(seam, contrast={}, view_flip=True, view_degrees=20.0),
             "+ translation": partial(seam, contrast={}, view_flip=True, view_degrees=20.0, view_translate=shift),
         },
-        "eps": {"EPS": eps, "EPS + PPC": partial(eps, contrast={"background_score": 0.1, "top_k": 16})},
+        "eps": {
+            "EPS": eps,
+            "EPS + PPC": partial(eps, contrast={"background_score": 0.1, "top_k": 16}),  # of the released code
+            "EPS + PPC, background 0.5": partial(eps, contrast={"background_score": 0.5, "top_k": 16}),
+        },
     }
 
 
