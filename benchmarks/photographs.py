@@ -49,17 +49,14 @@ def animals(train_split: str, crop_size: int, seed: int, **options: Any) -> VOCD
 def tables(crop_size: int, view_size: int, common: dict[str, Any]) -> dict[str, dict[str, Method]]:
     """The rows of each table. SEAM + PPC is the last step of Table 5, K = 32 in Table 6, the rescale in Table 7."""
 
+    def ppc(contrast: dict[str, Any] | None, **options: Any) -> list[L.Callback]:
+        return [] if contrast is None else [PrototypeContrastCallback(loss=PrototypeContrast(**contrast), **options)]
+
     def seam(_seed: int, contrast: dict[str, Any] | None = None, **view: Any) -> tuple[CAM, list[L.Callback]]:
-        callbacks: list[L.Callback] = []
-        if contrast is not None:
-            callbacks += [PrototypeContrastCallback(loss=PrototypeContrast(**contrast))]
-        return SEAM(view_size=view_size, **view, **common), callbacks
+        return SEAM(view_size=view_size, **view, **common), ppc(contrast)
 
     def eps(_seed: int, contrast: dict[str, Any] | None = None) -> tuple[CAM, list[L.Callback]]:
-        callbacks: list[L.Callback] = []
-        if contrast is not None:
-            callbacks += [PrototypeContrastCallback(view_size=view_size, loss=PrototypeContrast(**contrast))]
-        return EPS(**common), callbacks
+        return EPS(**common), ppc(contrast, view_size=view_size)
 
     plain = {"mine_prototypes": False, "sample_pixels": False}
     shift = 16 * crop_size / 448  # the paper's 16 px are of crops of 448
