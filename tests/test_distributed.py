@@ -48,11 +48,17 @@ def joined_batch(setting: str) -> tuple[Views, PixelDraws, Tensor]:
     return inputs, draws(inputs, 32), valid
 
 
+PRECISIONS = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+"""Other types than float64, and what gradients may differ by, of a tensor's largest; half precision under autocast."""
+
+
 def step(
-    setting: str, inputs: Views, numbers: PixelDraws, valid: Tensor
+    setting: str, inputs: Views, numbers: PixelDraws, valid: Tensor, dtype: torch.dtype = torch.float64
 ) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, ...]]]:
     """The terms, and the gradient of each."""
-    terms = PrototypeContrast(**SETTINGS[setting])(*inputs, target_valid=valid, draws=numbers)
+    inputs = Views(*csrm.take(slice(None), dtype, *inputs))
+    with csrm.autocast(dtype):
+        terms = PrototypeContrast(**SETTINGS[setting])(*inputs, target_valid=valid, draws=numbers)
     slopes = {name: torch.autograd.grad(term, inputs.embeddings, retain_graph=True) for name, term in terms.items()}
     return {name: term.detach() for name, term in terms.items()}, slopes
 
@@ -92,6 +98,12 @@ def csrm_results(split: tuple[int, ...], rank: int) -> dict[str, object]:
     return results | {str(dtype): csrm.push(rows, dtype) for dtype in (torch.float32, torch.float16)}
 
 
+def in_precision(rows: slice, rank: int, dtype: torch.dtype) -> dict[str, list[csrm.Result]]:
+    """CSRM's losses on some images, step by step."""
+    results = {name: [csrm.term(name, rows, dtype)] for name in csrm.TERMS}
+    return results | {name: csrm.contrast(name, rows, rank, dtype) for name in csrm.CONTRASTS}
+
+
 def run_rank(rank: int, world: int, folder: str) -> None:
     """One process: every case on its rows of the batch, and the collectives alone."""
     torch.set_num_threads(1)
@@ -101,7 +113,14 @@ def run_rank(rank: int, world: int, folder: str) -> None:
         rows = rows_of(rank, SPLITS[world][split])
         inputs, numbers, valid = joined_batch(setting)
         results[split, setting] = step(setting, *rank_share(inputs, numbers, rows), valid[rows])
+        for dtype in PRECISIONS:
+            part = rank_share(inputs, numbers, rows)
+            results[split, setting, dtype] = step(setting, *part, valid[rows], dtype)
     for split, counts in SPLITS[world].items():
+        for dtype in PRECISIONS:
+            results["csrm", split, dtype] = in_precision(rows_of(rank, counts), rank, dtype)
+        metric = csrm.counted(rows_of(rank, counts)).compute()
+        results["metric", split] = metric.iou, metric.miou
         results["csrm", split] = csrm_results(counts, rank)
         results["memory", split] = remembered(rows_of(rank, counts))
     own = list(range(6))[rows_of(rank, SPLITS[world]["equal"])]
@@ -139,6 +158,46 @@ def test_processes_equal_one_process(ranks: list[dict], split: str, setting: str
         for view in (0, 1):
             gradient = torch.cat([gradients[name][view] for _, gradients in parts]) / len(ranks)
             torch.testing.assert_close(gradient, slopes[name][view], **close)
+
+
+def assert_near(parts: list[Tensor], expected: Tensor, tolerance: float) -> None:
+    """The ranks' gradients, by DDP's mean, are those of one process, to a part of the largest."""
+    found = torch.cat(parts) / len(parts)
+    assert (found - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
+@pytest.mark.parametrize(("split", "setting"), CASES)
+def test_prototypes_in_precision(ranks: list[dict], split: str, setting: str, dtype: torch.dtype) -> None:
+    terms, slopes = step(setting, *joined_batch(setting), dtype)
+    parts = [rank[split, setting, dtype] for rank in ranks]
+    for name, value in terms.items():
+        mean = torch.stack([values[name] for values, _ in parts]).mean()
+        torch.testing.assert_close(mean, value, rtol=PRECISIONS[dtype], atol=0)
+        for view in (0, 1):
+            assert_near([found[name][view] for _, found in parts], slopes[name][view], PRECISIONS[dtype])
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
+@pytest.mark.parametrize("split", ["equal", "unequal", "empty"])
+def test_csrm_in_precision(ranks: list[dict], split: str, dtype: torch.dtype) -> None:
+    """The memories of the ranks are the same to the last bit in every type."""
+    for name, steps in in_precision(slice(0, 6), 0, dtype).items():
+        for number, (value, slope, memory) in enumerate(steps):
+            parts = [rank["csrm", split, dtype][name][number] for rank in ranks]
+            mean = torch.stack([part[0] for part in parts]).mean()
+            torch.testing.assert_close(mean, value, rtol=PRECISIONS[dtype], atol=0)
+            assert_near([part[1] for part in parts], slope, PRECISIONS[dtype])
+            for _, _, of_rank in parts:
+                assert all(torch.equal(a, b) for a, b in zip(of_rank, memory, strict=True)), name
+
+
+@pytest.mark.parametrize("split", ["equal", "unequal", "empty"])
+def test_seed_metric(ranks: list[dict], split: str) -> None:
+    curve = csrm.counted(slice(0, 6)).compute()
+    for rank in ranks:
+        assert torch.equal(rank["metric", split][0], curve.iou)
+        assert torch.equal(rank["metric", split][1], curve.miou)
 
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-12}

@@ -7,16 +7,19 @@ writes what it has after training to ``DIR/CASE-RANK.pt``.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 import torch.distributed as dist
+from lightning.pytorch.strategies import DDPStrategy
 
 from wsss_contrast.callbacks import EMATeacherCallback
+from wsss_contrast.nn import ClassMemoryBank
 
-from .hosts import FeatureNorm, Groups, OneView, Photos, Spy, TwoView, contrast, loader, ppc, trainer, weights
+from .hosts import DIM, FeatureNorm, Groups, K, OneView, Photos, Spy, TwoView, contrast, loader, ppc, trainer, weights
 
 
 class Keep(Spy):
@@ -36,9 +39,14 @@ class Keep(Spy):
         torch.save(found, f"{self.path}-{rank}.pt")
 
     def now(self, trainer: Any, module: L.LightningModule) -> dict[str, Any]:
-        parts = {c.name: weights(c.parts) for c in trainer.callbacks if hasattr(c, "parts")}
-        parts |= {c.name: weights(c.teacher) for c in trainer.callbacks if hasattr(c, "teacher")}
+        parts = {c.name: state(c.parts) for c in trainer.callbacks if hasattr(c, "parts")}
+        parts |= {c.name: state(c.teacher) for c in trainer.callbacks if hasattr(c, "teacher")}
         return {"host": weights(module), "parts": parts}
+
+
+def state(module: torch.nn.Module) -> list[torch.Tensor]:
+    """Copies of weights, buffers and memories."""
+    return [value.clone() for value in module.state_dict().values()]
 
 
 class NoneOnOne(TwoView):
@@ -61,7 +69,11 @@ class OneNorm(OneView):
 
 
 class Half(TwoView):
-    """Takes its rank's half of a batch."""
+    """Takes its rank's half of a batch. Its batch norm is frozen."""
+
+    def __init__(self) -> None:
+        super().__init__(norm=True)
+        self.norm.eval()
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         world = self.trainer.world_size
@@ -71,11 +83,32 @@ class Half(TwoView):
         return torch.optim.SGD(self.parameters(), lr=0.02)
 
 
-def exact() -> list[Any]:
-    """A contrast without random draws: its value does not depend on the number of processes."""
-    return [ppc(loss=contrast(mine_prototypes=False, sample_pixels=False))]
+def exact(bank: ClassMemoryBank | None = None, **options: Any) -> list[Any]:
+    """A contrast without random draws, whose value does not depend on the number of processes, and a teacher."""
+    loss = contrast(mine_prototypes=False, sample_pixels=False, bank=bank)
+    return [ppc(loss=loss, **options), EMATeacherCallback("body")]
 
 
+def remembering() -> list[Any]:
+    return exact(ClassMemoryBank(K + 1, DIM, 3, 4))
+
+
+def of_ddp(**options: Any) -> dict[str, Any]:
+    return {"strategy": DDPStrategy(start_method="fork", **options)}
+
+
+WHOLE_BATCHES = {"use_distributed_sampler": False}
+JOINED: dict[str, tuple[Callable[[], list[Any]], dict[str, Any]]] = {
+    "plain": (exact, {}),
+    "memory": (remembering, {}),
+    "warm-up": (lambda: exact(warmup_steps=2), {}),
+    "accumulated": (remembering, {"accumulate_grad_batches": 2}),
+    "static graph": (remembering, of_ddp(static_graph=True)),
+    "static graph, warm-up": (lambda: exact(warmup_steps=2), of_ddp(static_graph=True)),
+    "no broadcast of buffers": (remembering, of_ddp(broadcast_buffers=False)),
+    "bf16": (remembering, {"precision": "bf16-mixed"}),
+}
+"""Each rank has its half of the batches of four."""
 CASES: dict[str, tuple[type[OneView], Any, dict[str, Any]]] = {
     "two_views": (TwoView, lambda: [ppc()], {}),
     "one_view": (OneNorm, lambda: [ppc()], {}),
@@ -83,9 +116,9 @@ CASES: dict[str, tuple[type[OneView], Any, dict[str, Any]]] = {
     "none_on_one": (NoneOnOne, lambda: [ppc(), FeatureNorm()], {}),
     "none_on_one_double": (NoneOnOne, lambda: [ppc()], {"precision": "64-true"}),
     "none_on_all": (NoneOnAll, lambda: [ppc()], {}),
-    "same_photos": (TwoView, lambda: [FeatureNorm()], {"use_distributed_sampler": False}),
+    "same_photos": (TwoView, lambda: [FeatureNorm()], WHOLE_BATCHES),
     "teacher": (Groups, lambda: [EMATeacherCallback("body"), ppc()], {}),
-    "joined": (Half, exact, {"use_distributed_sampler": False}),
+    **{name: (Half, make, WHOLE_BATCHES | options) for name, (make, options) in JOINED.items()},
 }
 
 
@@ -94,12 +127,11 @@ def main(folder: Path) -> None:
         torch.manual_seed(0)
         run = trainer(
             [*callbacks(), Keep(str(folder / case))],
-            steps=3,
+            steps=4 if case in JOINED else 3,
             devices=2,
-            strategy="ddp_fork",
-            **options,
+            **({"strategy": "ddp_fork"} | options),
         )
-        run.fit(host(), loader(Photos(12), batch_size=4 if case == "joined" else 2))
+        run.fit(host(), loader(Photos(16), batch_size=4 if case in JOINED else 2))
         print("finished", case, flush=True)
 
 

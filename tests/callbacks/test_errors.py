@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -191,6 +195,23 @@ def test_strategies_that_shard(name: str, derived: bool) -> None:
         ValueError, match=rf"PrototypeContrastCallback\[prototype_contrast\]: {'Mine' if derived else name}"
     ):
         fit(TwoView(), ppc(), strategy=strategy(device=torch.device("cpu")), devices="auto")
+
+
+@pytest.mark.parametrize(
+    ("callback", "said"),
+    [
+        ("none", "trained"),
+        ("contrast", "PrototypeContrastCallback[prototype_contrast]: ModelParallelStrategy is not supported"),
+        ("teacher", "EMATeacherCallback[teacher]: ModelParallelStrategy is not supported"),
+    ],
+)
+def test_a_host_that_is_sharded(callback: str, said: str) -> None:
+    """Two processes of Lightning's own strategy: neither attaches, neither waits for the other."""
+    command = [sys.executable, "-m", "tests.callbacks.sharded_case", callback]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.stdout.count(said) == 2, done.stdout + done.stderr[-6000:]
 
 
 class Iterates(TwoView):

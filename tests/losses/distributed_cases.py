@@ -18,6 +18,7 @@ from wsss_contrast.losses import (
     UnreliablePixelContrast,
     WeakToStrong,
 )
+from wsss_contrast.metrics import SeedMIoU
 from wsss_contrast.nn import ClassMemoryBank
 
 from .cases import Pixels, contrast_draws, unreliable_pixels
@@ -51,43 +52,61 @@ def memory(dtype: torch.dtype = torch.float64) -> ClassMemoryBank:
     return ClassMemoryBank(CLASSES, 3, 11, 14, dtype)
 
 
-def take(rows: slice, *tensors: Tensor) -> list[Tensor]:
-    """Some images, as new leaves."""
-    return [x.detach()[rows].requires_grad_(x.requires_grad) for x in tensors]
+def take(rows: slice, dtype: torch.dtype, *tensors: Tensor) -> list[Tensor]:
+    """Some images, as new leaves, floating ones of this type."""
+    parts = [(x.detach()[rows], x.requires_grad) for x in tensors]
+    return [(x.to(dtype) if x.is_floating_point() else x).requires_grad_(wants) for x, wants in parts]
+
+
+def autocast(dtype: torch.dtype) -> torch.autocast:
+    """On for a half-precision type."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16)
 
 
 def contents(bank: ClassMemoryBank) -> list[Tensor]:
     return [bank.rows(index) for index in range(bank.num_classes)]
 
 
-def term(name: str, rows: slice) -> Result:
+def term(name: str, rows: slice, dtype: torch.dtype = torch.float64) -> Result:
     """Value and gradient; the third image has no label, the fourth no foreground."""
     pixels = unreliable_pixels(40, IMAGES)
     pixels.labels[2], pixels.labels[3] = 255, 0
     generator = torch.Generator().manual_seed(41)
     maps = torch.randn(IMAGES, CLASSES, 4, 3, generator=generator, dtype=torch.float64).requires_grad_()
     entropy = torch.rand(IMAGES, 8, 6, generator=generator, dtype=torch.float64)
-    maps, entropy, *part = take(rows, maps, entropy, *pixels)
-    loss = TERMS[name](Pixels(*part), maps, entropy)
+    maps, entropy, *part = take(rows, dtype, maps, entropy, *pixels)
+    with autocast(dtype):
+        loss = TERMS[name](Pixels(*part), maps, entropy)
     return loss.detach(), torch.autograd.grad(loss, maps)[0], []
 
 
-def contrast(name: str, rows: slice, rank: int = 0) -> list[Result]:
+def contrast(name: str, rows: slice, rank: int = 0, dtype: torch.dtype = torch.float64) -> list[Result]:
     """Three steps with one memory: value, gradient, memory. Labelled images and others take turns.
 
     The numbers of the ranks beside the first count for nothing.
     """
     loss = UnreliablePixelContrast(
-        CLASSES, 3, queries=5, negatives=3, low_rank=2, high_rank=4, bank=memory(), **CONTRASTS[name]
+        CLASSES, 3, queries=5, negatives=3, low_rank=2, high_rank=4, bank=memory(dtype), **CONTRASTS[name]
     )
     results = []
     for step in range(3):
         pixels = unreliable_pixels(42 + step, IMAGES)
         pixels = pixels._replace(labeled=torch.tensor([True, False, True, False, False, True]))
-        part = Pixels(*take(rows, *pixels))
-        value = loss(*part, 0.3, draws=contrast_draws(100 * rank + step, queries=5))
+        part = Pixels(*take(rows, dtype, *pixels))
+        with autocast(dtype):
+            value = loss(*part, 0.3, draws=contrast_draws(100 * rank + step, queries=5))
         results.append((value.detach(), torch.autograd.grad(value, part.embeddings)[0], contents(loss.bank)))
     return results
+
+
+def counted(rows: slice) -> SeedMIoU:
+    """The seed metric after two batches."""
+    metric, generator = SeedMIoU(3), torch.Generator().manual_seed(47)
+    for _ in range(2):
+        cams = torch.rand(IMAGES, 3, 8, 6, generator=generator) * 2 - 1
+        masks = torch.randint(0, 4, (IMAGES, 8, 6), generator=generator)
+        metric.update(cams[rows], masks.masked_fill(cams[:, 0] > 0.8, 255)[rows])
+    return metric
 
 
 def push(rows: slice, dtype: torch.dtype) -> list[Tensor]:
