@@ -17,8 +17,9 @@ import torch
 from torchmetrics.classification import MultilabelAveragePrecision
 
 from wsss_contrast.data import SHAPES_CLASSES, ShapesDataModule, ShapesDataset, denormalize
+from wsss_contrast.files import write_atomically
 from wsss_contrast.modules import CAM
-from wsss_contrast.pictures import picture_sheet, png, write_atomically
+from wsss_contrast.pictures import picture_sheet, png
 
 
 def main() -> None:

@@ -26,7 +26,9 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from wsss_contrast.callbacks import MaskWriter, PrototypeContrastCallback
+from wsss_contrast.checkpoints import WholeCheckpoints
 from wsss_contrast.data import ShapesDataModule
+from wsss_contrast.files import whole_file
 from wsss_contrast.losses import PrototypeContrast
 from wsss_contrast.modules import CAM, CSRM, SEAM
 from wsss_contrast.nn import ClassMemoryBank
@@ -63,18 +65,35 @@ def quiet(**options: Any) -> L.Trainer:
 
 
 class Killed(Callback):
-    """Ends its process at the given hook's ``count``-th call."""
+    """Ends its process at the ``count``-th call of its hooks."""
 
     def __init__(self, count: int) -> None:
         self.left = count
 
-    def _called(self, *_: Any) -> None:
+    def __call__(self, *_: Any) -> None:
         self.left -= 1
         if self.left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    on_train_batch_start = on_before_backward = on_before_optimizer_step = on_train_batch_end = _called
-    on_save_checkpoint = on_train_epoch_end = on_predict_batch_start = on_predict_batch_end = _called
+    on_train_batch_start = on_before_backward = on_before_optimizer_step = on_train_batch_end = __call__
+    on_save_checkpoint = on_train_epoch_end = on_predict_batch_start = on_predict_batch_end = __call__
+
+
+class CutShort(WholeCheckpoints):
+    """Where a checkpoint is written is a moment, too: half of the file is there."""
+
+    def __init__(self, killed: Sequence[Killed]) -> None:
+        self.killed = killed
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        for killed in self.killed:
+            if killed.left == 1:
+                with whole_file(Path(path)) as temporary:
+                    torch.save(checkpoint, temporary)
+                    os.truncate(temporary, temporary.stat().st_size // 2)
+                    killed()
+            killed()
+        super().save_checkpoint(checkpoint, path, storage_options)
 
 
 def fit(method: str, folder: Path, workers: int, kill_at: int | None) -> None:
@@ -84,7 +103,8 @@ def fit(method: str, folder: Path, workers: int, kill_at: int | None) -> None:
     saving = ModelCheckpoint(folder, every_n_train_steps=1, save_last=True, enable_version_counter=False, save_top_k=0)
     killed = [] if kill_at is None else [Killed(kill_at)]
     last = folder / "last.ckpt"
-    quiet(max_epochs=EPOCHS, limit_val_batches=0, num_sanity_val_steps=0, callbacks=[*callbacks, *killed, saving]).fit(
+    options = {"max_epochs": EPOCHS, "limit_val_batches": 0, "num_sanity_val_steps": 0, "plugins": [CutShort(killed)]}
+    quiet(callbacks=[*callbacks, *killed, saving], **options).fit(
         module, data(method, workers), ckpt_path=last if last.is_file() else None, weights_only=True
     )
 
@@ -148,7 +168,7 @@ def trained(method: str, folder: Path, options: argparse.Namespace, moments: ran
     whole, broken = folder / "whole", folder / "broken"
     if in_a_process(partial(fit, method, whole, options.workers, None)):
         raise SystemExit(f"{method}: the undisturbed run failed")
-    latest = max(2 * 6 * EPOCHS * BATCHES // (options.kills + 1), 8)  # a step has six moments, about
+    latest = max(2 * 7 * EPOCHS * BATCHES // (options.kills + 1), 8)  # a step has seven moments, about
     hit = until_done(partial(fit, method, broken, options.workers), options.kills, moments, latest)
     ends = [torch.load(of / "last.ckpt", weights_only=True) for of in (whole, broken)]
     for end in ends:  # a run that was killed behind its last step does not count the epoch again

@@ -12,9 +12,14 @@ T = TypeVar("T")
 def peak_growth(call: Callable[[], T]) -> tuple[T, float]:
     """What the call gives, and by how many MiB the process grew at most while it ran."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what there is now
-    before = _mebibytes("VmRSS")
+    before = resident()
     result = call()
     return result, _mebibytes("VmHWM") - before
+
+
+def resident() -> float:
+    """MiB that the process has in memory."""
+    return _mebibytes("VmRSS")
 
 
 def _mebibytes(name: str) -> float:

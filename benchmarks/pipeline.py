@@ -18,7 +18,7 @@ from pathlib import Path
 
 from photographs import ANIMALS, data_root
 
-from wsss_contrast.pictures import write_atomically
+from wsss_contrast.files import write_atomically
 
 SETTINGS = Path(__file__).with_name("pipeline.yaml").resolve()
 

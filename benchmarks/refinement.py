@@ -34,9 +34,9 @@ from wsss_contrast import __version__
 from wsss_contrast.callbacks import MaskWriter
 from wsss_contrast.comparison import Kept, train
 from wsss_contrast.data import SegmentFolder, as_photos
+from wsss_contrast.files import write_atomically
 from wsss_contrast.metrics import THRESHOLDS, SeedCurve, SeedMIoU, segmentation_scores
 from wsss_contrast.modules import CAM, CSRM, SEAM, AffinityNet, IRNet, PairModule
-from wsss_contrast.pictures import write_atomically
 from wsss_contrast.refine import CRF_SETTINGS, SEPL, DenseCRF, Refiner, label_maker, pseudo_labels, refiner
 
 SPLITS = ("train", "val")

@@ -22,9 +22,10 @@ from memory import peak_growth
 from numpy.typing import NDArray
 from torch import Tensor
 
+from wsss_contrast.files import write_atomically
 from wsss_contrast.functional import neighbour_offsets, pixel_affinity, propagate
 from wsss_contrast.modules import CAM
-from wsss_contrast.pictures import mask_image, png, write_atomically
+from wsss_contrast.pictures import mask_image, png
 from wsss_contrast.refine import DenseCRF, hard_unaries, mean_field, multi_scale_cams
 
 VOC_LABELS = 21

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wsss_contrast.pictures import mask_image, picture_sheet, png, voc_palette, write_atomically
+from wsss_contrast.files import write_atomically
+from wsss_contrast.pictures import mask_image, picture_sheet, png, voc_palette
 
 
 def test_palette_is_that_of_the_voc_devkit() -> None:

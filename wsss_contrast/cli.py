@@ -10,10 +10,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import torch
+import lightning as L
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from wsss_contrast import __version__, callbacks, data, demo, evaluation, modules, submission
+from wsss_contrast.checkpoints import CheckpointError, WholeCheckpoints, read_checkpoint
 from wsss_contrast.refine import WorkerError, label_maker, refiner
 
 DESCRIPTION = """Weakly supervised semantic segmentation: masks from image tags.
@@ -64,6 +66,12 @@ class WSSSCommandLine(LightningCLI):
                 "other thresholds) to learn from; refined by their dense CRF unless --refine says otherwise",
             )
         return parser
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        trainer = super().instantiate_trainer(**kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # no plugin of the user's
+            trainer.strategy.checkpoint_io = WholeCheckpoints()
+        return trainer
 
     def _parse_ckpt_path(self) -> None:
         # A model that was trained in Python: Lightning notes its options, but not its class, and could not read them.
@@ -172,7 +180,7 @@ def main(args: Sequence[str] | None = None) -> None:
             save_config_kwargs={"overwrite": True},
         )
     except (
-        *(data.DataError, callbacks.TapError, callbacks.OptimizerError),
+        *(data.DataError, callbacks.TapError, callbacks.OptimizerError, CheckpointError),
         *(WorkerError, FileNotFoundError, FileExistsError, ImportError),
     ) as error:
         sys.exit(f"wsss-contrast: {error}")
@@ -203,17 +211,9 @@ def packaged_configs() -> dict[str, Path]:
 def _checkpoint(path: str | Path | None) -> dict[str, Any]:
     """What a checkpoint holds; nothing where Lightning has to find it: ``last``, an address."""
     path = str(path or "")
-    if not Path(path).is_file():
-        if path.endswith(".ckpt") and "://" not in path and not Path(path).exists():
-            raise data.DataError(f"{path}: no such checkpoint")
+    if not Path(path).is_file() and (not path.endswith(".ckpt") or "://" in path or Path(path).exists()):
         return {}
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises what its unpickler stumbles on
-        raise data.DataError(f"{path}: cannot be read as a checkpoint ({error})") from error
-    if not isinstance(state, dict) or "state_dict" not in state:
-        raise data.DataError(f"{path}: is no checkpoint of Lightning")
-    return state
+    return read_checkpoint(path)
 
 
 def _model_options(args: Sequence[str]) -> list[str]:

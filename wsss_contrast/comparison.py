@@ -24,9 +24,11 @@ from PIL import Image
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from wsss_contrast import __version__
+from wsss_contrast.checkpoints import WholeCheckpoints
 from wsss_contrast.data import TaggedImageDataset, WSSSDataModule, as_photos, denormalize
+from wsss_contrast.files import write_atomically
 from wsss_contrast.modules import CAM, WSSSModule
-from wsss_contrast.pictures import picture_sheet, png, write_atomically
+from wsss_contrast.pictures import picture_sheet, png
 from wsss_contrast.refine import DenseCRF, pseudo_labels
 
 Module = TypeVar("Module", bound=WSSSModule)
@@ -208,7 +210,7 @@ def train(method: Making[Module], data: WSSSDataModule, steps: int, seed: int, *
     """Train a method as :func:`compare` does."""
     L.seed_everything(seed, verbose=False)
     module, callbacks = method(seed)
-    unscored = {"limit_val_batches": 0, "num_sanity_val_steps": 0}
+    unscored = {"limit_val_batches": 0, "num_sanity_val_steps": 0, "plugins": [WholeCheckpoints()]}
     with _quietly():
         L.Trainer(max_steps=steps, callbacks=callbacks, **{**_QUIET, **options, **unscored}).fit(
             module, datamodule=data

@@ -20,9 +20,10 @@ from wsss_contrast.data import VOC_CLASSES, DataError
 from wsss_contrast.data.base import check_class_names, mask_size_problem, read_image, read_mask, some
 from wsss_contrast.data.folder import IMAGE_SUFFIXES
 from wsss_contrast.data.voc import read_list
+from wsss_contrast.files import write_atomically
 from wsss_contrast.functional import NO_LABEL
 from wsss_contrast.metrics import SegmentationScores, segmentation_scores
-from wsss_contrast.pictures import picture_sheet, png, write_atomically
+from wsss_contrast.pictures import picture_sheet, png
 
 _SHOWN = 8  # rows of the sheet
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,17 +35,6 @@ def mask_image(mask: NDArray[np.integer]) -> Image.Image:
     image = Image.fromarray(mask.astype(np.uint8))
     image.putpalette(voc_palette())
     return image
-
-
-def write_atomically(content: bytes, path: Path) -> None:
-    """Write under a temporary name, then rename: a file under its own name is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def png(image: Image.Image) -> bytes:

@@ -14,7 +14,8 @@ import numpy as np
 from wsss_contrast.data import VOC_CLASSES, DataError
 from wsss_contrast.data.base import mask_size_problem, read_mask, some, stored_size
 from wsss_contrast.data.voc import read_list
-from wsss_contrast.pictures import mask_image, png, write_atomically
+from wsss_contrast.files import write_atomically
+from wsss_contrast.pictures import mask_image, png
 
 COMPETITIONS = ("comp5", "comp6")
 

@@ -231,7 +231,7 @@ def test_is_a_start_for_csrm_and_takes_one_itself(tmp_path: Path) -> None:
     host.fit(module, loader())
     host.save_checkpoint(tmp_path / "pnoc.ckpt")
     (tmp_path / "cam.ckpt").unlink()
-    with pytest.warns(UserWarning, match=r"`second` must be a checkpoint; there is no file .*cam\.ckpt"):
+    with pytest.warns(UserWarning, match=r"`second`: .*cam\.ckpt: no such checkpoint"):
         loaded = PNOC.load_from_checkpoint(tmp_path / "pnoc.ckpt", weights_only=True)
     assert torch.equal(loaded.second.classifier.weight, module.second.classifier.weight)
     trainer(tmp_path, max_steps=2).fit(loaded, loader())
@@ -240,9 +240,9 @@ def test_is_a_start_for_csrm_and_takes_one_itself(tmp_path: Path) -> None:
 
 
 def test_a_second_that_is_missing_or_of_other_classes(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match=r"`second` must be a checkpoint; there is no file nowhere\.ckpt"):
+    with pytest.warns(UserWarning, match=r"`second`: nowhere\.ckpt: no such checkpoint"):
         module = pnoc(second="nowhere.ckpt")
-    with pytest.raises(ValueError, match=r"`second` must be a checkpoint; there is no file nowhere\.ckpt"):
+    with pytest.raises(ValueError, match=r"`second`: nowhere\.ckpt: no such checkpoint"):
         trainer(tmp_path).fit(module, loader())
     weights = cam().state_dict()
     torch.save({"state_dict": weights, "class_names": ["a", "b", "c"]}, tmp_path / "cam.ckpt")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
+from wsss_contrast.checkpoints import Migration, up_to_date
 from wsss_contrast.nn import EMATeacher
 from wsss_contrast.training import refuse_sharding
 
@@ -43,6 +45,9 @@ class EMATeacherCallback(L.Callback):
         TapError: there is no such submodule; says what there is.
         ValueError: a strategy that shards the weights; an attribute of that name; no teacher to evaluate with.
     """
+
+    migrations: Sequence[Migration] = ()
+    """For a state of an older format, ``{"version": int, "teacher": state_dict}``: the first brings version 1 to 2."""
 
     def __init__(
         self,
@@ -81,13 +86,10 @@ class EMATeacherCallback(L.Callback):
         state = self._loaded
         if state is None and self.teacher is not None:
             state = self.teacher.state_dict()
-        return {} if state is None else {"version": 1, "teacher": state}
+        return {} if state is None else {"version": len(self.migrations) + 1, "teacher": state}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        version = state_dict.get("version", 1)
-        if version != 1:
-            raise ValueError(f"the state of {self.state_key} has version {version}, this release reads version 1")
-        self._loaded = state_dict.get("teacher")
+        self._loaded = up_to_date(state_dict, self.migrations, self.state_key).get("teacher")
         if self._fitting:
             self._load()
 

@@ -21,8 +21,9 @@ from PIL import Image
 from torch import Tensor
 
 from wsss_contrast._digest import digest
+from wsss_contrast.files import write_atomically
 from wsss_contrast.functional import NO_LABEL
-from wsss_contrast.pictures import mask_image, png, write_atomically
+from wsss_contrast.pictures import mask_image, png
 
 _RECORD = "made_by.json"
 _ADDRESS = re.compile(" at 0x[0-9a-f]+", re.IGNORECASE)  # in the default `repr`; another in each process

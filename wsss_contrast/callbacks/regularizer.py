@@ -10,6 +10,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from wsss_contrast.checkpoints import Migration, up_to_date
 from wsss_contrast.data import ViewTransform
 from wsss_contrast.training import refuse_sharding, step_generator, steps_done
 
@@ -78,6 +79,9 @@ class RegularizerCallback(L.Callback):
 
     views = 2
     """How many views of a photo :meth:`regularize` needs, 1 or 2."""
+
+    migrations: Sequence[Migration] = ()
+    """For a state of an older format, ``{"version": int, "parts": a state_dict}``: the first brings version 1 to 2."""
 
     def __init__(
         self,
@@ -176,13 +180,10 @@ class RegularizerCallback(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         parts = self._loaded if self.parts is None else self.parts.state_dict()
-        return {} if parts is None else {"version": 1, "parts": parts}
+        return {} if parts is None else {"version": len(self.migrations) + 1, "parts": parts}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        version = state_dict.get("version", 1)
-        if version != 1:
-            raise ValueError(f"the state of {self.state_key} has version {version}, this release reads version 1")
-        self._loaded = state_dict.get("parts")
+        self._loaded = up_to_date(state_dict, self.migrations, self.state_key).get("parts")
         self._load()
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

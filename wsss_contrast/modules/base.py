@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from wsss_contrast.checkpoints import Migration, up_to_date
 from wsss_contrast.data import DataError, SameSizeBatches
 from wsss_contrast.functional import commonest_labels
 from wsss_contrast.refine import Refiner, WorkerError
@@ -46,6 +47,9 @@ class WSSSModule(L.LightningModule):
 
     keep_seeds = False
     """Whether predictions have the seeds as well, which are large."""
+
+    migrations: Sequence[Migration] = ()
+    """For a checkpoint of an older format, as the trainer reads it: the first brings version 1 to 2."""
 
     _seed: int | None = None
 
@@ -101,12 +105,16 @@ class WSSSModule(L.LightningModule):
         torch.manual_seed(step_seed(self.trainer, self.seed + 1_000))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["version"] = len(self.migrations) + 1
         checkpoint["seed"] = self.seed
         names = getattr(self._data, "class_names", None)
         if names is not None:
             checkpoint["class_names"] = list(names)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        current = up_to_date(checkpoint, self.migrations, type(self).__name__)
+        checkpoint.clear()
+        checkpoint.update(current)
         self._seed = checkpoint.get("seed")
         if "fit_loop" in checkpoint.get("loops", {}):
             resume_where_it_was(checkpoint["loops"])

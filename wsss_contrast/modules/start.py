@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
+
+from wsss_contrast.checkpoints import CheckpointError, read_checkpoint
 
 
 class Start:
@@ -49,13 +49,11 @@ class Start:
             self.problem, self.about = None, {}
 
     def _load(self, path: Path, parts: Mapping[str, nn.Module]) -> None:
-        if not path.is_file():
-            raise ValueError(f"`{self.argument}` must be a checkpoint; there is no file {path}")
         try:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-            state = checkpoint["state_dict"]
-        except (RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
-            raise ValueError(f"`{self.argument}`: {path} can't be read as a checkpoint: {error!r}") from error
+            checkpoint = read_checkpoint(path)
+        except CheckpointError as error:
+            raise CheckpointError(f"`{self.argument}`: {error}") from error
+        state = checkpoint["state_dict"]
         self.about = {"class_names": checkpoint.get("class_names")}
         for name, part in parts.items():
             start = f"{name}."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -165,17 +165,12 @@ def _enlarged(walked: Tensor, side: int, like: Tensor) -> Tensor:
 
 def _from_checkpoint(kind: type[Network], path: str | Path, part: str, module: str) -> Network:
     """The network of a training module's checkpoint, without that module. ``part`` is what only this kind has."""
-    from wsss_contrast.nn import TimmBackbone  # here: it needs timm, which other refiners do not
+    # Here: they need Lightning and timm, which other refiners do not.
+    from wsss_contrast.checkpoints import read_checkpoint
+    from wsss_contrast.nn import TimmBackbone
 
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: no such checkpoint")
-    try:
-        checkpoint: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises what its unpickler stumbles on
-        raise ValueError(f"{path}: cannot be read as a checkpoint ({error})") from error
-    checkpoint = checkpoint if isinstance(checkpoint, dict) else {}
-    weights, options = checkpoint.get("state_dict") or {}, checkpoint.get("hyper_parameters") or {}
+    checkpoint = read_checkpoint(path)
+    weights, options = checkpoint["state_dict"], checkpoint.get("hyper_parameters") or {}
     weights = {key.removeprefix("network."): value for key, value in weights.items() if key.startswith("network.")}
     needed = ("backbone", "weights", "output_stride", "low_strides")
     if not any(key.startswith(part) for key in weights) or any(name not in options for name in needed):
