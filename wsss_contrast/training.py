@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 
 from wsss_contrast.distributed import world_size
 
@@ -19,6 +20,24 @@ def refuse_sharding(trainer: Any, name: str, reason: str) -> None:
     """
     if any(kind.__name__ in _SHARDED for kind in type(trainer.strategy).__mro__):
         raise ValueError(f"{name}: {type(trainer.strategy).__name__} is not supported, {reason}")
+
+
+def refuse_synced_norms(trainer: Any, module: nn.Module) -> None:
+    """Raise where the trainer would make synchronised batch norms of timm's, and lose the activations in them.
+
+    Lightning converts with PyTorch's function, which takes a batch norm that has an activation for a plain one.
+
+    Raises:
+        ValueError: it would; names a norm.
+    """
+    if getattr(trainer.strategy, "_layer_sync", None) is None:
+        return
+    for name, part in module.named_modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and hasattr(part, "act"):
+            raise ValueError(
+                f"`sync_batchnorm` is not supported with this backbone: the conversion drops the activation of `{name}`, "
+                f"a {type(part).__name__} of timm"
+            )
 
 
 def progress(trainer: Any) -> float:

@@ -432,3 +432,18 @@ def test_a_subclass_may_name_its_arguments_as_it_likes() -> None:
 def test_values_that_cannot_be(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SEAM(num_classes=2, backbone="test_resnet", weights=None, **options)
+
+
+# --- batch norm over several processes
+
+
+@pytest.mark.parametrize(("backbone", "refused"), [("test_efficientnet", True), ("test_resnet", False)])
+def test_synchronised_batch_norm(backbone: str, refused: bool, tmp_path: Path) -> None:
+    """Lightning's conversion drops the activations within timm's norms."""
+    module = cam(backbone=backbone)
+    module._trainer = trainer(tmp_path, strategy="ddp", sync_batchnorm=True)
+    if not refused:
+        module.configure_model()
+        return
+    with pytest.raises(ValueError, match=r"`sync_batchnorm` is not supported .*`backbone\..*`, a BatchNormAct2d of timm"):
+        module.configure_model()

@@ -47,7 +47,7 @@ class EMATeacherCallback(L.Callback):
     """
 
     migrations: Sequence[Migration] = ()
-    """For a state of an older format, ``{"version": int, "teacher": state_dict}``: the first brings version 1 to 2."""
+    """What brings a state of an older format up to date. The first takes version 1 to version 2."""
 
     def __init__(
         self,

@@ -81,7 +81,7 @@ class RegularizerCallback(L.Callback):
     """How many views of a photo :meth:`regularize` needs, 1 or 2."""
 
     migrations: Sequence[Migration] = ()
-    """For a state of an older format, ``{"version": int, "parts": a state_dict}``: the first brings version 1 to 2."""
+    """What brings a state of an older format up to date. The first takes version 1 to version 2."""
 
     def __init__(
         self,

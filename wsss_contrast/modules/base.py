@@ -15,7 +15,7 @@ from wsss_contrast.checkpoints import Migration, up_to_date
 from wsss_contrast.data import DataError, SameSizeBatches
 from wsss_contrast.functional import commonest_labels
 from wsss_contrast.refine import Refiner, WorkerError
-from wsss_contrast.training import resume_where_it_was, step_seed
+from wsss_contrast.training import refuse_synced_norms, resume_where_it_was, step_seed
 
 from .optim import parameter_groups, poly_decay
 
@@ -49,7 +49,7 @@ class WSSSModule(L.LightningModule):
     """Whether predictions have the seeds as well, which are large."""
 
     migrations: Sequence[Migration] = ()
-    """For a checkpoint of an older format, as the trainer reads it: the first brings version 1 to 2."""
+    """What brings a checkpoint of an older format up to date. The first takes version 1 to version 2."""
 
     _seed: int | None = None
 
@@ -127,6 +127,8 @@ class WSSSModule(L.LightningModule):
             raise DataError(f"the checkpoint is of the classes {trained}, the data of {list(given)}")
 
     def configure_model(self) -> None:
+        if self._trainer is not None:
+            refuse_synced_norms(self.trainer, self)
         self.to(memory_format=torch.channels_last)  # a step takes half the time on a CPU
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
