@@ -8,9 +8,10 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,10 @@ from memory import peak_growth
 from numpy.typing import NDArray
 from torch import Tensor
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.literal import tensors
 from wsss_contrast.files import write_atomically
-from wsss_contrast.functional import neighbour_offsets, pixel_affinity, propagate
+from wsss_contrast.functional import pixel_affinity, propagate
 from wsss_contrast.modules import CAM
 from wsss_contrast.pictures import mask_image, png
 from wsss_contrast.refine import DenseCRF, hard_unaries, mean_field, multi_scale_cams
@@ -108,19 +111,6 @@ def dense_crf(paths: list[Path], rounds: int, processes: int) -> None:
 # --- pixel-adaptive refinement
 
 
-def whole_tensor(maps: Tensor, affinity: Tensor, dilations: Sequence[int], steps: int) -> Tensor:
-    """The form that makes a tensor of classes times neighbours."""
-    offsets, reach = neighbour_offsets(dilations), max(dilations)
-    height, width = maps.shape[-2:]
-    for _ in range(steps):
-        padded = F.pad(maps, [reach] * 4, mode="replicate")
-        neighbours = torch.stack(
-            [padded[..., reach + y : reach + y + height, reach + x : reach + x + width] for y, x in offsets], dim=2
-        )
-        maps = (neighbours * affinity[:, None]).sum(dim=2)
-    return maps
-
-
 def par_inputs(path: Path) -> tuple[Tensor, Tensor]:
     torch.set_num_threads(1)
     photo = torch.load(path, weights_only=True)["photo"]
@@ -132,18 +122,19 @@ def par_inputs(path: Path) -> tuple[Tensor, Tensor]:
 def par_peak(path: Path, sliced: bool) -> float:
     """MiB that a process grows by in one step."""
     affinity, maps = par_inputs(path)
-    step = propagate if sliced else whole_tensor
+    step = propagate if sliced else tensors.pixel_adaptive
     return peak_growth(lambda: step(maps, affinity, DILATIONS, 1))[1]
 
 
 def pixel_adaptive(path: Path, rounds: int) -> None:
     threads = torch.get_num_threads()
     affinity, maps = par_inputs(path)
-    difference = (propagate(maps, affinity, DILATIONS, 5) - whole_tensor(maps, affinity, DILATIONS, 5)).abs().max()
+    whole = tensors.pixel_adaptive(maps, affinity, DILATIONS, 5)
+    difference = (propagate(maps, affinity, DILATIONS, 5) - whole).abs().max()
     ratios = []
     for _ in range(rounds):
-        whole = seconds(lambda: whole_tensor(maps, affinity, DILATIONS, 5))
-        ratios.append(whole / seconds(lambda: propagate(maps, affinity, DILATIONS, 5)))
+        taken = seconds(lambda: tensors.pixel_adaptive(maps, affinity, DILATIONS, 5))
+        ratios.append(taken / seconds(lambda: propagate(maps, affinity, DILATIONS, 5)))
     torch.set_num_threads(threads)
     size = f"{VOC_LABELS} classes at {maps.shape[-1]} x {maps.shape[-2]}"
     report(f"PAR, {size}, time of the whole tensor over the sliced form", ratios)

@@ -100,6 +100,7 @@ PUBLIC = {
         "split_background",
         "suppress_non_maximum",
         "tag_probabilities",
+        "tagged_channels",
         "tile",
         "token_pairs",
         "token_similarity",

@@ -35,8 +35,8 @@ def refuse_synced_norms(trainer: Any, module: nn.Module) -> None:
     for name, part in module.named_modules():
         if isinstance(part, nn.modules.batchnorm._BatchNorm) and hasattr(part, "act"):
             raise ValueError(
-                f"`sync_batchnorm` is not supported with this backbone: the conversion drops the activation of `{name}`, "
-                f"a {type(part).__name__} of timm"
+                f"`sync_batchnorm` is not supported with this backbone: the conversion drops the activation of "
+                f"`{name}`, a {type(part).__name__} of timm"
             )
 
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.literal import seam
+from tests.literal import seam, tensors
 from wsss_contrast import functional as W
+from wsss_contrast.functional import seam as W_seam
 
 
 def normal(seed: int, *shape: int) -> Tensor:
@@ -87,6 +88,91 @@ def test_pixel_correlation_under_autocast() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         refined = W.pixel_correlation(maps, features)
     torch.testing.assert_close(refined, W.pixel_correlation(maps, features), rtol=0.02, atol=0.02, check_dtype=False)
+
+
+@pytest.mark.parametrize("pixels", [(40, 50), (1, 1999)])
+@pytest.mark.parametrize("wanted", [(0, 1), (0,), (1,)])
+def test_pixel_correlation_block_by_block(pixels: tuple[int, int], wanted: tuple[int, ...]) -> None:
+    """Of so many pixels that they are several blocks; no matrix of pixels by pixels is kept."""
+    inputs = normal(20, 1, 3, *pixels), normal(21, 1, 4, *pixels)
+    count = pixels[0] * pixels[1]
+    assert len(list(W_seam._blocks(inputs[1].flatten(2)))) > 1
+    kept: list[int] = []
+
+    def note(x: torch.Tensor) -> torch.Tensor:
+        kept.append(x.numel())
+        return x
+
+    found = []
+    for form in (W.pixel_correlation, tensors.pixel_correlation):
+        leaves = [x.clone().requires_grad_(i in wanted) for i, x in enumerate(inputs)]
+        kept.clear()
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+            refined = form(*leaves)
+        most = max(kept)
+        slopes = torch.autograd.grad((refined * normal(22, *refined.shape)).sum(), [leaves[i] for i in wanted])
+        found.append((most, refined.detach(), slopes))
+    (ours, refined, slopes), (theirs, expected, their_slopes) = found
+    assert ours < 10 * count < count**2 <= theirs
+    torch.testing.assert_close(refined, expected, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(slopes, their_slopes, rtol=1e-8, atol=1e-9)
+
+
+def at_sizes(sizes: tuple[tuple[int, int], tuple[int, int]], *maps: torch.Tensor) -> list[torch.Tensor]:
+    """Maps of source and target in turn."""
+    return [W.resize(x, sizes[i % 2]) for i, x in enumerate(maps)]
+
+
+TAGS = {
+    "some": [[1, 0, 0, 0, 1, 0], [0, 0, 1, 0, 0, 0]],
+    "none": [[0] * 6] * 2,
+    "all": [[1] * 6, [0, 0, 0, 1, 0, 0]],
+    "none of one": [[0] * 6, [0, 1, 0, 1, 0, 1]],
+}
+
+
+@pytest.mark.parametrize("ratio", [0.05, 0.2, 0.9, 1.0])
+@pytest.mark.parametrize("tags", TAGS.values(), ids=TAGS)
+def test_untagged_channels_are_left_out(tags: list[list[int]], ratio: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And maps are resized by the loss: the same as with all channels of large maps, by value and by gradient."""
+    sizes, of = ((12, 14), (7, 6)), torch.tensor(tags)
+    maps = normal(30, 2, 6, 6, 7), normal(31, 2, 6, 4, 3), normal(32, 2, 7, 6, 7), normal(33, 2, 7, 4, 3)
+    valid = normal(34, 2, 4, 3) > -0.5
+    losses = {
+        "er": lambda a, b, c, d, **s: W.equivariant_regularization(a, b, of, **s),
+        "ecr": lambda a, b, c, d, **s: W.equivariant_cross_regularization(a, c, b, d, of, ratio, **s),
+    }
+    for form in losses.values():
+        results = []
+        for all_channels in (False, True):
+            if all_channels:
+                monkeypatch.setattr(W_seam, "tagged_channels", lambda tags, *maps: (tags, *maps))
+            for moved in (False, True):
+                leaves = [x.clone().requires_grad_() for x in maps]
+                if moved:
+                    a, b, c, d = leaves
+                    loss = form(W.resize(a, (4, 3)), b, W.resize(c, (4, 3)), d, valid=valid)
+                else:
+                    loss = form(*at_sizes(sizes, *leaves)) if all_channels else form(*leaves, sizes=sizes)
+                slopes = torch.autograd.grad(loss, leaves, materialize_grads=True, allow_unused=True)
+                results.append((loss.detach(), *slopes))
+            monkeypatch.undo()
+        assert "none" not in TAGS or tags == TAGS["none"] or results[0][0] > 0
+        torch.testing.assert_close(results[0], results[2], rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(results[1], results[3], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("tags", TAGS.values(), ids=TAGS)
+def test_pooling_terms_of_maps_at_another_size(tags: list[list[int]]) -> None:
+    of, maps = torch.tensor(tags), normal(35, 2, 6, 5, 4).requires_grad_()
+    for size in ((11, 9), (5, 4), (2, 3), (1, 1)):
+        for small, large in (
+            (W.min_pooling(maps, of, size=size), W.min_pooling(W.resize(maps, size), of)),
+            (W.global_average_pool(maps, size=size), W.global_average_pool(W.resize(maps, size))),
+        ):
+            torch.testing.assert_close(small, large, rtol=1e-9, atol=1e-12)
+            slopes = [torch.autograd.grad(x.square().sum(), maps)[0] for x in (small, large)]
+            torch.testing.assert_close(*slopes, rtol=1e-9, atol=1e-12)
 
 
 def test_gradcheck() -> None:

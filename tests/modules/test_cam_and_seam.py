@@ -445,5 +445,5 @@ def test_synchronised_batch_norm(backbone: str, refused: bool, tmp_path: Path) -
     if not refused:
         module.configure_model()
         return
-    with pytest.raises(ValueError, match=r"`sync_batchnorm` is not supported .*`backbone\..*`, a BatchNormAct2d of timm"):
+    with pytest.raises(ValueError, match=r"`sync_batchnorm` is not .*`backbone\..*`, a BatchNormAct2d of timm"):
         module.configure_model()

@@ -52,6 +52,7 @@ from .maps import (
     present_classes,
     resize,
     split_background,
+    tagged_channels,
     with_background,
 )
 from .permutohedral import PermutohedralLattice
@@ -146,6 +147,7 @@ __all__ = [
     "split_background",
     "suppress_non_maximum",
     "tag_probabilities",
+    "tagged_channels",
     "tile",
     "token_pairs",
     "token_similarity",

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .maps import best_class, full_precision, mask_by_tags, normalize_cams, with_background
+from .maps import best_class, full_precision, mask_by_tags, normalize_cams, unit, with_background
 
 IGNORE = -1
 
@@ -127,8 +127,8 @@ def estimate_prototypes(scores: Tensor, features: Tensor) -> tuple[Tensor, Tenso
     valid = scores > -math.inf
     weights = torch.where(valid, scores, 0.0)
     total = weights.sum(dim=1, keepdim=True)
-    mean = torch.einsum("ck,ckd->cd", weights, features) / torch.where(total == 0, 1.0, total)
-    return F.normalize(mean, dim=1), valid.any(dim=1)
+    mean = torch.einsum("ck,ckd->cd", weights / torch.where(total == 0, 1.0, total), features)
+    return unit(mean, dim=1), valid.any(dim=1)
 
 
 def pixel_to_prototype_nll(logits: Tensor, labels: Tensor, negatives: Tensor) -> Tensor:

@@ -59,7 +59,12 @@ def quantile(values: Tensor, share: float, counted: Tensor | None = None) -> Ten
             return values.new_tensor(torch.inf)
         place = share * (flat.numel() - 1)
         low = flat.kthvalue(int(place) + 1).values
-        above = flat.kthvalue(min(int(place) + 2, flat.numel())).values
+        if place == int(place):
+            return low
+        # The next one is as large, if more than `place` are not larger, else the smallest of those that are.
+        larger = flat > low
+        alike = flat.numel() - int(larger.sum()) > int(place) + 1
+        above = low if alike else torch.where(larger, flat, torch.inf).min()
         return torch.lerp(low, above, place - int(place))
     # To count would wait for the device: what does not count is sorted to the end.
     if counted is not None:

@@ -15,6 +15,12 @@ def full_precision(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
+def unit(vectors: Tensor, dim: int = -1) -> Tensor:
+    """Vectors over their length. One below 1e-8 stays as it is: divided, its gradient would leave half precision."""
+    length: Tensor = torch.linalg.vector_norm(vectors, dim=dim, keepdim=True)
+    return vectors / torch.where(length > 1e-8, length, 1.0)
+
+
 def readable(x: Tensor) -> bool:
     """Whether values can be read without waiting for a device, and without a break in a traced graph."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
@@ -86,8 +92,9 @@ def normalize_cams(cams: Tensor, signed: bool = False, valid: Tensor | None = No
         low = torch.where(valid[:, None], positive, high.detach()).amin(dim=(-2, -1), keepdim=True)
     if signed:
         positive = positive.masked_fill(positive < low + EPS, 0.0)
-    normalized = (positive - low - EPS) / (high - low + EPS)
-    return normalized if signed else normalized.relu()
+    above = positive - low - EPS
+    # The ReLU before the division: pixels that do not count may lie so far below that the quotient's gradient is NaN.
+    return (above if signed else above.relu()) / (high - low + EPS)
 
 
 def max_normalize(cams: Tensor) -> Tensor:
@@ -123,6 +130,31 @@ def mask_by_tags(maps: Tensor, tags: Tensor) -> Tensor:
         tags: (N, K) multi-hot image tags.
     """
     return maps * tags.to(maps.dtype)[:, :, None, None]
+
+
+def tagged_channels(tags: Tensor, *maps: Tensor) -> tuple[Tensor, ...]:
+    """The tags and maps of no more channels than an image has tags: on a photo most classes of a data set are not.
+
+    What masks its maps by the tags has the same result, in a fraction of the time. On a device, where the number of
+    tags is not known without a wait, all channels are kept.
+
+    Args:
+        tags: (N, K) multi-hot.
+        maps: (N, K, ...) each, any size.
+
+    Returns:
+        The tags (N, M) of the M channels that are kept for an image, its tagged ones first, in the order of their ids,
+        and of each maps the same channels.
+    """
+    if not readable(tags) or tags.numel() == 0:
+        return tags, *maps
+    tagged = tags != 0
+    most = max(int(tagged.sum(dim=1).max()), 1)
+    if most == tags.shape[1]:
+        return tags, *maps
+    kept = tagged.byte().sort(dim=1, descending=True, stable=True).indices[:, :most]
+    every = kept[:, :, None, None]
+    return tags.gather(1, kept), *(m.gather(1, every.expand(-1, -1, *m.shape[2:])) for m in maps)
 
 
 def with_background(foreground: Tensor, background: Tensor, index: int = 0) -> Tensor:

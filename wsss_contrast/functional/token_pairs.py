@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .cross_supervision import NO_LABEL
-from .maps import full_precision
+from .maps import full_precision, unit
 
 
 class TokenPairs(NamedTuple):
@@ -54,7 +53,7 @@ def token_similarity(features: Tensor) -> Tensor:
     Returns:
         (N, L, L), in [0, 1], L = h w.
     """
-    units = F.normalize(full_precision(features).flatten(2), dim=1)
+    units = unit(full_precision(features).flatten(2), dim=1)
     return torch.bmm(units.transpose(1, 2), units).abs()
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from .maps import unit as unit
 
 _CHUNK = 2**20  # elements that are gathered at a time on a CPU: they stay in its cache
 
@@ -177,8 +178,3 @@ def info_nce(queries: Tensor, positives: Tensor, rows: Tensor, places: Tensor, t
     """
     nll: Tensor = _InfoNCE.apply(queries, positives.detach(), rows.detach(), places, temperature)
     return nll
-
-
-def unit(vectors: Tensor) -> Tensor:
-    """Vectors (..., D) over their length, as the cosine similarity has it; 0 stays 0."""
-    return F.normalize(vectors, dim=-1, eps=1e-8)

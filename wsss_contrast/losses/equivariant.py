@@ -6,7 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from wsss_contrast import functional
-from wsss_contrast._checks import check_fraction, check_maps, check_same_channels, check_tags, check_valid, check_warped
+from wsss_contrast._checks import (
+    check_fraction,
+    check_maps,
+    check_same_channels,
+    check_tags,
+    check_valid,
+    check_view_sizes,
+    check_warped,
+)
 
 
 class EquivariantRegularization(nn.Module):
@@ -20,7 +28,14 @@ class EquivariantRegularization(nn.Module):
     [1] Self-supervised Equivariant Attention Mechanism for Weakly Supervised Semantic Segmentation, CVPR 2020.
     """
 
-    def forward(self, source_cams: Tensor, target_cams: Tensor, tags: Tensor, valid: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        source_cams: Tensor,
+        target_cams: Tensor,
+        tags: Tensor,
+        valid: Tensor | None = None,
+        sizes: tuple[tuple[int, int], tuple[int, int]] | None = None,
+    ) -> Tensor:
         """A scalar in [0, 1].
 
         Args:
@@ -29,6 +44,8 @@ class EquivariantRegularization(nn.Module):
             tags: (N, K) multi-hot.
             valid: (N, h2, w2) bool, pixels that both views have, where the target view is more than a resize. The
                 source's maps are then already warped (:func:`~wsss_contrast.functional.warp`). All by default.
+            sizes: the height and width to which the source's and the target's maps are resized before, those of their
+                photos in SEAM; their own by default. Not with ``valid``.
 
         Raises:
             ValueError: shapes that do not go together, NaN, tags that are not 0 or 1.
@@ -38,8 +55,9 @@ class EquivariantRegularization(nn.Module):
         check_tags(tags, source_cams.shape[0], source_cams.shape[1])
         check_valid(valid, target_cams)
         check_warped(valid, source_cams, target_cams)
+        check_view_sizes(valid, sizes)
         with torch.autocast(source_cams.device.type, enabled=False):
-            return functional.equivariant_regularization(source_cams, target_cams, tags, valid)
+            return functional.equivariant_regularization(source_cams, target_cams, tags, valid, sizes)
 
 
 class EquivariantCrossRegularization(nn.Module):
@@ -67,6 +85,7 @@ class EquivariantCrossRegularization(nn.Module):
         target_refined: Tensor,
         tags: Tensor,
         valid: Tensor | None = None,
+        sizes: tuple[tuple[int, int], tuple[int, int]] | None = None,
     ) -> Tensor:
         """A scalar in [0, 2], the sum of both directions.
 
@@ -77,6 +96,7 @@ class EquivariantCrossRegularization(nn.Module):
             target_refined: (N, 1 + K, h2, w2).
             tags: (N, K) multi-hot.
             valid: as :class:`EquivariantRegularization`.
+            sizes: likewise.
 
         Raises:
             ValueError: shapes that do not go together, NaN, tags that are not 0 or 1.
@@ -97,7 +117,8 @@ class EquivariantCrossRegularization(nn.Module):
         check_tags(tags, source_cams.shape[0], source_cams.shape[1])
         check_valid(valid, target_cams)
         check_warped(valid, source_cams, source_refined, target_cams, target_refined)
+        check_view_sizes(valid, sizes)
         with torch.autocast(source_cams.device.type, enabled=False):
             return functional.equivariant_cross_regularization(
-                source_cams, source_refined, target_cams, target_refined, tags, self.ratio, valid
+                source_cams, source_refined, target_cams, target_refined, tags, self.ratio, valid, sizes
             )

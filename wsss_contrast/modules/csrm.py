@@ -37,6 +37,11 @@ class CSRMNetwork(nn.Module):
         segmentation, embeddings = self.segmenter(low, features)
         return CSRMMaps(self.classifier(features), segmentation, embeddings)
 
+    def labels(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """What labels are made of: activation maps and segmentation, without the representation."""
+        features, (low,) = self.backbone(images)
+        return self.classifier(features), self.segmenter.segmentation(low, features)
+
     def cams(self, images: Tensor) -> Tensor:
         """The activation maps alone, without the heads, which take most of the time."""
         features, _ = self.backbone(images)
@@ -159,9 +164,13 @@ class CSRM(CAM):
 
     @torch.no_grad()
     def raw_maps(self, images: Tensor) -> Tensor:
+        return self._taught.cams(images)
+
+    @property
+    def _taught(self) -> CSRMNetwork:
         network = self.teacher.network
         assert isinstance(network, CSRMNetwork)
-        return network.cams(images)
+        return network
 
     @torch.no_grad()
     def labels_of(self, images: Tensor, cams: Tensor, tags: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -182,9 +191,10 @@ class CSRM(CAM):
         images, tags = batch["image"], batch["tags"]
         labeled = int(batch.get("labeled", len(images) // 2))
         with torch.no_grad():
-            plain = self.teacher.eval()(images)
-            logits = resize(plain.segmentation, (images.shape[-2], images.shape[-1]))
-            labels, soft = self.labels_of(images, plain.cams, tags)
+            self.teacher.eval()
+            cams, segmentation = self._taught.labels(images)
+            logits = resize(segmentation, (images.shape[-2], images.shape[-1]))
+            labels, soft = self.labels_of(images, cams, tags)
             mix = self.mix.draw(labels, logits.shape[1], self._draws(1, images.device))
             mixed = self.mix(images, tags, labels, logits, mix=mix)
             batch.update(image=mixed.images, tags=mixed.tags)  # what regularizer callbacks read after the step

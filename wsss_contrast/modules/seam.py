@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -80,35 +81,46 @@ class SEAM(CAM):
     def seed_maps(self, images: Tensor) -> Tensor:
         return split_background(self.refined(images)[1], 0)
 
-    def _at_image_size(self, images: Tensor, matrix: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        cams, refined = self.refined(images, matrix)
-        size = (images.shape[-2], images.shape[-1])
-        return resize(cams, size), resize(refined, size)
-
     def training_step(self, batch: dict[str, Any]) -> Tensor:
         images, tags = batch["image"], batch["tags"]
         trained = self._trainer is not None
         draws = step_generator(self.trainer, self.seed, images.device) if trained else None
         target, self.view_matrix = self.view(images, draws)
-        source_cams, source_refined = self._at_image_size(images)
-        target_cams, target_refined = self._at_image_size(target, self.view_matrix)
-        size = (target.shape[-2], target.shape[-1])
-        valid = None if self.view_matrix is None else valid_pixels(self.view_matrix, size)
-        classification = self.classification(source_cams, tags) + self.classification(target_cams, tags, valid)
-        min_pooling = self.min_pooling(split_background(source_refined, 0), tags)
-        min_pooling = min_pooling + self.min_pooling(split_background(target_refined, 0), tags, valid)
-        if self.view_matrix is not None:
-            source_cams, _ = warp(source_cams, self.view_matrix, size)
-            source_refined, _ = warp(source_refined, self.view_matrix, size)
-        losses = {
-            "classification": classification / 2,
-            "min_pooling": min_pooling / 2,
-            "er": self.equivariant(source_cams, target_cams, tags, valid),
-            "ecr": self.equivariant_cross(source_cams, source_refined, target_cams, target_refined, tags, valid),
-        }
+        source, moved = self.refined(images), self.refined(target, self.view_matrix)
+        losses = self._losses(source, moved, tags, _size(images), _size(target))
         self.log_dict({f"train/{name}": value for name, value in losses.items()})
         losses["er"] = losses["er"] * float(self.global_step >= self.warmup_steps)
         loss = sum(losses.values())
         assert isinstance(loss, Tensor)
         self.log("train/loss", loss, prog_bar=True)
         return loss
+
+    def _losses(
+        self,
+        source: Sequence[Tensor],
+        target: Sequence[Tensor],
+        tags: Tensor,
+        source_size: tuple[int, int],
+        target_size: tuple[int, int],
+    ) -> dict[str, Tensor]:
+        """All four are of maps at the size of the photos: raw and refined ones of two views."""
+        sizes: tuple[tuple[int, int], tuple[int, int]] | None = (source_size, target_size)
+        valid, seen = None, source
+        if self.view_matrix is not None:  # the source's maps as the target view has them
+            source = [resize(maps, source_size) for maps in source]
+            target = [resize(maps, target_size) for maps in target]
+            seen = [warp(maps, self.view_matrix, target_size)[0] for maps in source]
+            sizes, valid = None, valid_pixels(self.view_matrix, target_size)
+        first, second = sizes or (None, None)
+        classification = self.classification(source[0], tags, size=first)
+        min_pooling = self.min_pooling(split_background(source[1], 0), tags, size=first)
+        return {
+            "classification": (classification + self.classification(target[0], tags, valid, second)) / 2,
+            "min_pooling": (min_pooling + self.min_pooling(split_background(target[1], 0), tags, valid, second)) / 2,
+            "er": self.equivariant(seen[0], target[0], tags, valid, sizes),
+            "ecr": self.equivariant_cross(*seen, *target, tags, valid, sizes),
+        }
+
+
+def _size(images: Tensor) -> tuple[int, int]:
+    return images.shape[-2], images.shape[-1]

@@ -82,13 +82,21 @@ class DeepLabV3PlusHeads(nn.Module):
             ValueError: maps of other shapes, or a batch of 1 in training with ``norm="batch"``: the pooled map has one
                 value per channel then.
         """
+        features = self._features(low, high)
+        return self.decoder(features), self.representation(features)
+
+    def segmentation(self, low: Tensor, high: Tensor) -> Tensor:
+        """The segmentation alone, of the same maps."""
+        logits: Tensor = self.decoder(self._features(low, high))
+        return logits
+
+    def _features(self, low: Tensor, high: Tensor) -> Tensor:
         for name, maps, channels in (("low", low, self.low_channels), ("high", high, self.high_channels)):
             if maps.dim() != 4 or maps.shape[1] != channels:
                 raise ValueError(f"`{name}` must have the shape (N, {channels}, h, w), got {tuple(maps.shape)}")
         if len(low) != len(high):
             raise ValueError(f"the batch sizes differ: `low` has {len(low)}, `high` has {len(high)}")
-        features = torch.cat([resize(self.aspp(high), (low.shape[-2], low.shape[-1])), self.project(low)], dim=1)
-        return self.decoder(features), self.representation(features)
+        return torch.cat([resize(self.aspp(high), (low.shape[-2], low.shape[-1])), self.project(low)], dim=1)
 
 
 class _ASPP(nn.Module):
