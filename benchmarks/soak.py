@@ -76,6 +76,14 @@ def train(method: str, precision: str, steps: int) -> tuple[list[int], list[floa
     return watch.tensors, watch.resident
 
 
+def judged(tensors: Sequence[int], memory: Sequence[float]) -> tuple[str, bool]:
+    """The table's cells, and whether the training stays within bounds from a quarter of its steps on."""
+    first = len(tensors) // 4
+    counts, growth = sorted(set(tensors[first:])), memory[-1] - memory[first]
+    cells = f"{', '.join(map(str, counts))} | {memory[first]:.0f} | {growth:+.1f} MiB"
+    return cells, len(counts) == 1 and growth <= GROWTH
+
+
 def main(args: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=2000)
@@ -88,11 +96,9 @@ def main(args: Sequence[str] | None = None) -> None:
         for precision in options.precisions:
             with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as fresh:
                 tensors, memory = fresh.submit(train, method, precision, options.steps).result()
-            late = slice(len(tensors) // 4, None)
-            counts, growth = sorted(set(tensors[late])), memory[-1] - memory[late][0]
-            failed |= len(counts) > 1 or growth > GROWTH
-            said = ", ".join(map(str, counts))
-            print(f"| {method}, {precision} | {options.steps} | {said} | {memory[late][0]:.0f} | {growth:+.1f} MiB |")
+            cells, stays = judged(tensors, memory)
+            failed |= not stays
+            print(f"| {method}, {precision} | {options.steps} | {cells} |", flush=True)
     if failed:
         raise SystemExit(f"the number of tensors must stay the same, and the growth within {GROWTH} MiB")
 
