@@ -37,9 +37,9 @@ class WholeCheckpoints(TorchCheckpointIO):
         with whole_file(Path(path)) as temporary:
             torch.save(checkpoint, temporary)
 
-    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        try:
-            checkpoint = super().load_checkpoint(path, *args, **kwargs)
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
+        try:  # Lightning would trust what comes from an address
+            checkpoint = super().load_checkpoint(path, map_location, weights_only is not False)
         except FileNotFoundError as error:
             raise CheckpointError(f"{path}: no such checkpoint") from error
         except Exception as error:  # torch raises what its unpickler stumbles on
@@ -56,7 +56,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it is not there, cut off, or no checkpoint of Lightning.
     """
-    return WholeCheckpoints().load_checkpoint(path, map_location="cpu", weights_only=True)
+    return WholeCheckpoints().load_checkpoint(path)
 
 
 def up_to_date(state: dict[str, Any], migrations: Sequence[Migration], of: str) -> dict[str, Any]:

@@ -1,6 +1,10 @@
 """The data modules, alone and under a Trainer."""
 
+import subprocess
+import sys
+from collections.abc import Callable
 from itertools import chain
+from pathlib import Path
 from types import SimpleNamespace
 
 import lightning as L
@@ -10,7 +14,16 @@ from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.cli import LightningArgumentParser
 from torch.utils.data import DistributedSampler
 
-from wsss_contrast.data import DataError, EpochSampler, ShapesDataModule, VOCDataModule, WSSSDataModule
+from tests.data.test_fuzzed_folders import bomb
+from wsss_contrast.data import (
+    COCODataModule,
+    DataError,
+    EpochSampler,
+    FolderDataModule,
+    ShapesDataModule,
+    VOCDataModule,
+    WSSSDataModule,
+)
 
 
 def shapes(**kwargs):
@@ -132,6 +145,88 @@ def test_workers():
     loader = data.train_dataloader()
     assert loader.persistent_workers
     assert len(list(loader)) == 2
+
+
+SMALL = {"crop_size": 16, "resize_long": (16, 24), "batch_size": 1, "num_workers": 2}
+
+
+def voc_data(root: Path, **options: object) -> VOCDataModule:
+    return VOCDataModule(str(root), "train", "train", **SMALL, **options)
+
+
+def folder_data(root: Path) -> FolderDataModule:
+    (root / "JPEGImages").rename(root / "images")
+    (root / "SegmentationClassAug").rename(root / "masks")
+    (root / "tags.csv").write_text("name,tags\na_1,cat\na_2,dog\na_3,cat\n")
+    for path in (root / "masks").iterdir():
+        path.unlink()
+    return FolderDataModule(str(root), **SMALL)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-400])
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def exploding(path: Path) -> None:
+    path.write_bytes(bomb(None, None))
+
+
+IN_WORKERS: dict[str, tuple[Callable[[Path], WSSSDataModule], str, Callable[[Path], None]]] = {
+    "photo of VOC": (voc_data, "JPEGImages/a_2.jpg", cut),
+    "bomb": (voc_data, "JPEGImages/a_2.jpg", exploding),
+    "mask of VOC": (voc_data, "SegmentationClassAug/a_2.png", emptied),
+    "labels": (
+        lambda root: voc_data(root, labels=str(root / "SegmentationClassAug")),
+        "SegmentationClassAug/a_2.png",
+        cut,
+    ),
+    "saliency": (
+        lambda root: voc_data(root, saliency=str(root / "SegmentationClassAug")),
+        "SegmentationClassAug/a_2.png",
+        emptied,
+    ),
+    "photo of a folder": (folder_data, "images/a_2.jpg", cut),
+}
+
+
+@pytest.mark.parametrize("case", IN_WORKERS)
+def test_a_training_ends_with_the_file_that_a_worker_cannot_read(voc_root, case):
+    """The file breaks when the training has begun, so that no check before it helps."""
+    make, file, harm = IN_WORKERS[case]
+    data = make(voc_root)
+    begun = LambdaCallback(on_train_start=lambda *_: harm(voc_root / file))
+    with pytest.raises(DataError, match=rf"{file}: cannot be read as an image"):
+        trainer(max_epochs=1, callbacks=[begun]).fit(Spy(), datamodule=data)
+
+
+def test_the_process_of_such_a_training_ends(voc_root):
+    """With both workers waiting for the next mask."""
+    emptied(voc_root / "SegmentationClassAug" / "a_2.png")
+    code = (
+        "from pathlib import Path; from tests.data import test_datamodule as of; "
+        f"of.trainer(max_epochs=1).fit(of.Spy(), datamodule=of.voc_data(Path({str(voc_root)!r})))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "a_2.png: cannot be read as an image" in done.stderr
+
+
+def test_a_training_ends_with_the_photo_of_coco_that_a_worker_cannot_read(coco_root):
+    data = COCODataModule(str(coco_root), **SMALL)
+    begun = LambdaCallback(on_train_start=lambda *_: cut(coco_root / "train2014/COCO_train2014_000000000004.jpg"))
+    with pytest.raises(DataError, match=r"COCO_train2014_000000000004\.jpg: cannot be read as an image"):
+        trainer(max_epochs=1, limit_val_batches=0, callbacks=[begun]).fit(Spy(), datamodule=data)
 
 
 def test_voc(voc_root):

@@ -17,6 +17,9 @@ from torch.utils.data import Dataset
 
 from wsss_contrast.data.transforms import eval_transform
 
+# All raised by PIL; the last by files of more pixels than it reads, 179 million.
+_PIL_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+
 Sample = dict[str, Any]
 Reading = tuple[NDArray[np.uint8], NDArray[np.float32] | None, NDArray[np.uint8] | None, str]
 
@@ -204,7 +207,7 @@ def stored_size(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             return image.height, image.width
-    except (OSError, Image.DecompressionBombError) as error:
+    except _PIL_ERRORS as error:
         raise DataError(f"{path}: cannot be read as an image ({error})") from error
 
 
@@ -239,8 +242,7 @@ def open_image(path: Path, upright: bool = False, rgb: bool = False) -> Image.Im
             image.load()  # PIL reads the pixels late; a truncated file fails only here
             opened: Image.Image = ImageOps.exif_transpose(image) if upright else image
             return _to_rgb(opened) if rgb else opened
-    # All raised by PIL.
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
+    except _PIL_ERRORS as error:
         raise DataError(f"{path}: cannot be read as an image ({error})") from error
 
 

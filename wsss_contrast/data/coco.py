@@ -198,6 +198,10 @@ def _region(segmentation: Any, size: tuple[int, int]) -> NDArray[np.bool_]:
         polygons = [polygon for polygon in segmentation if len(polygon) >= 6]  # of fewer points, it has no area
         if not polygons:
             return np.zeros(size, bool)
+        farthest = 10 * max(size)  # a point without end, or NaN, would end the process
+        for place in (place for polygon in polygons for place in polygon):
+            if not isinstance(place, int | float) or not abs(place) <= farthest:
+                raise RLEError(f"`segmentation` must have numbers from {-farthest} to {farthest}, got {place!r}")
         encoded = coco_mask.merge(coco_mask.frPyObjects(polygons, *size))
         decoded: NDArray[np.bool_] = coco_mask.decode(encoded).astype(bool)
         return decoded

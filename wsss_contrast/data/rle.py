@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+_MOST_PIXELS = 2**27  # of a mask: a few numbers could ask for more than the memory
 _MOST_DIGITS = 7  # of a compressed count: 35 bits, more than any image has pixels
 
 
@@ -19,13 +20,15 @@ def decode_rle(rle: Any) -> NDArray[np.bool_]:
     size, counts = rle["size"], rle["counts"]
     if not isinstance(size, list) or len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
         raise RLEError(f"`size` must be height and width, got {size!r}")
+    height, width = size
+    if height * width > _MOST_PIXELS:
+        raise RLEError(f"`size` must be of {_MOST_PIXELS} pixels at most, got {size}")
     if isinstance(counts, str):
         lengths = _decompressed(counts)
     elif isinstance(counts, list) and all(type(count) is int and abs(count) < 2**31 for count in counts):
         lengths = np.array(counts, np.int64)
     else:
         raise RLEError("`counts` must be a string or a list of whole numbers")
-    height, width = size
     if (lengths < 0).any() or lengths.sum() != height * width:
         raise RLEError(f"`counts` must be of {height * width} pixels ({width}x{height}), they are damaged")
     columns = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths).reshape(width, height)

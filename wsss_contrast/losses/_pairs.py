@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from wsss_contrast import distributed, functional
-from wsss_contrast._checks import check_labels
+from wsss_contrast._checks import check_labels, check_whole
 
 CLASSES = functional.NO_LABEL
 """Ids of classes go from 0 to 254: pairs do not need to know how many classes there are."""
@@ -14,6 +14,7 @@ CLASSES = functional.NO_LABEL
 
 def check_radius(radius: int) -> None:
     """It has offsets."""
+    check_whole(radius=radius)
     functional.affinity_offsets(radius)
 
 

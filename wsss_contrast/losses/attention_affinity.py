@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from wsss_contrast import functional
-from wsss_contrast._checks import check_maps
+from wsss_contrast._checks import check_maps, check_whole, shape_of
 
 from ._pairs import check_pair_labels, mean
 
@@ -36,6 +36,7 @@ class AttentionAffinity(nn.Module):
 
     def __init__(self, radius: int = 8) -> None:
         super().__init__()
+        check_whole(radius=radius)
         if radius < 1:
             raise ValueError(f"`radius` must be at least 1, got {radius}")
         self.radius = radius
@@ -52,13 +53,12 @@ class AttentionAffinity(nn.Module):
         Raises:
             ValueError: shapes or types that do not go together, NaN, labels below 0 or above 255.
         """
-        if affinity.dim() != 3 or affinity.shape[1] != affinity.shape[2]:
-            raise ValueError(f"`affinity` must be of shape (N, L, L), got {tuple(affinity.shape)}")
+        if not isinstance(affinity, Tensor) or affinity.dim() != 3 or affinity.shape[1] != affinity.shape[2]:
+            raise ValueError(f"`affinity` must be of shape (N, L, L), got {shape_of(affinity)}")
         check_maps(affinity=affinity[:, None])
-        if labels.dim() != 3 or labels.shape[1] * labels.shape[2] != affinity.shape[1]:
-            raise ValueError(
-                f"`labels` must be (N, h, w) of the {affinity.shape[1]} tokens of `affinity`, got {tuple(labels.shape)}"
-            )
+        tokens = affinity.shape[1]
+        if not isinstance(labels, Tensor) or labels.dim() != 3 or labels.shape[1] * labels.shape[2] != tokens:
+            raise ValueError(f"`labels` must be (N, h, w) of the {tokens} tokens of `affinity`, got {shape_of(labels)}")
         check_pair_labels(labels, "affinity", affinity.new_empty(len(affinity), 1, *labels.shape[1:]))
         with torch.autocast(affinity.device.type, enabled=False):
             likely = functional.full_precision(affinity).sigmoid()

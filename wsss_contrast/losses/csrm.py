@@ -8,7 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from wsss_contrast import functional
-from wsss_contrast._checks import check_maps, check_same_channels, check_tags
+from wsss_contrast._checks import (
+    check_choice,
+    check_maps,
+    check_numbers,
+    check_same_channels,
+    check_tags,
+    check_whole,
+    shape_of,
+)
 from wsss_contrast.nn.memory_bank import ClassMemoryBank
 
 from .activation_consistency import ActivationConsistency
@@ -109,8 +117,10 @@ class CSRMLoss(nn.Module):
         weights: dict[str, float] | None = None,
     ) -> None:
         super().__init__()
-        if compat not in CSRM_PRESETS:
-            raise ValueError(f"`compat` must be 'paper' or 'official', got {compat!r}")
+        check_choice(tuple(CSRM_PRESETS), compat=compat)
+        for name, value in (("contrast", contrast), ("weights", weights)):
+            if not isinstance(value, dict | None):
+                raise ValueError(f"`{name}` must be a dict or None, got {value!r}")
         preset = CSRM_PRESETS[compat]
 
         def chosen(name: str, value: Any) -> Any:
@@ -128,7 +138,11 @@ class CSRMLoss(nn.Module):
         self.num_foreground = num_classes - 1
         self.term_weights = dict.fromkeys(TERMS, 1.0) | (weights or {})
         if self.term_weights.keys() != set(TERMS):
-            raise ValueError(f"`weights` must be of {', '.join(TERMS)}; got {sorted(weights or {})}")
+            raise ValueError(f"`weights` must be of {', '.join(TERMS)}; got {[*(weights or {})]}")
+        for term, weight in self.term_weights.items():
+            check_numbers(**{f"weights[{term!r}]": weight})
+            if not weight >= 0:
+                raise ValueError(f"`weights` must not be negative, got {weight} for {term}")
         self.schedule = CSRMSchedule(warmup, unreliable, chosen("scheduled", scheduled))
         self.mask_by_tags = chosen("mask_by_tags", mask_by_tags)
         self.mixed_tags = chosen("mixed_tags", mixed_tags)
@@ -167,15 +181,23 @@ class CSRMLoss(nn.Module):
         Raises:
             ValueError: shapes or types that do not go together, NaN, labels of no class.
         """
-        check_maps(plain_logits=plain_logits, segmentation=student.segmentation)
+        for name, maps in (("student", student), ("teacher", teacher)):
+            if not isinstance(maps, CSRMMaps):
+                raise ValueError(f"`{name}` must be CSRMMaps, got {type(maps).__name__}")
+        check_maps(
+            plain_logits=plain_logits,
+            segmentation=student.segmentation,
+            teacher_segmentation=teacher.segmentation,
+        )
         check_same_channels(plain_logits=plain_logits, segmentation=student.segmentation)
         check_tags(tags, len(plain_logits), plain_logits.shape[1] - 1)
-        if (len(plain_logits), *plain_logits.shape[2:]) != tuple(labels.shape):
-            raise ValueError(f"`plain_logits` {tuple(plain_logits.shape)} and `labels` {tuple(labels.shape)} differ")
+        if (len(plain_logits), *plain_logits.shape[2:]) != shape_of(labels):
+            raise ValueError(f"`plain_logits` {tuple(plain_logits.shape)} and `labels` {shape_of(labels)} differ")
+        if soft_labels is not None and shape_of(soft_labels) != shape_of(plain_logits):
+            raise ValueError(f"`soft_labels` must have the shape of `plain_logits`, got {shape_of(soft_labels)}")
+        check_whole(labeled=labeled)
         if not 0 <= labeled <= len(labels):
             raise ValueError(f"`labeled` must be at most the {len(labels)} images, got {labeled}")
-        if not 0 <= progress <= 1:
-            raise ValueError(f"`progress` must be in [0, 1], got {progress}")
         size, share = (labels.shape[-2], labels.shape[-1]), self.schedule.unreliable_share(progress)
         with torch.no_grad():
             plain = functional.tag_probabilities(plain_logits, tags if self.mask_by_tags else None)

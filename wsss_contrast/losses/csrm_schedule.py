@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from wsss_contrast._checks import check_choice, check_numbers, check_share
+
 
 class CSRMSchedule:
     """The schedules of CSRM (VISAPP 2025, Secs. 3.2 to 3.5) over the share of the training that is done, in [0, 1].
@@ -26,26 +28,28 @@ class CSRMSchedule:
         unreliable: float = 0.2,
         scheduled: Literal["confidence", "weight"] = "confidence",
     ) -> None:
+        check_numbers(warmup=warmup)
         if not 0 <= warmup < 1:
             raise ValueError(f"`warmup` must be in [0, 1), got {warmup}")
-        if not 0 <= unreliable <= 1:
-            raise ValueError(f"`unreliable` must be in [0, 1], got {unreliable}")
-        if scheduled not in ("confidence", "weight"):
-            raise ValueError(f"`scheduled` must be 'confidence' or 'weight', got {scheduled!r}")
+        check_share(unreliable=unreliable)
+        check_choice(("confidence", "weight"), scheduled=scheduled)
         self.warmup = warmup
         self.unreliable = unreliable
         self.scheduled = scheduled
 
     def unreliable_share(self, progress: float) -> float:
         """alpha_t, the share of unreliable pixels."""
+        check_share(progress=progress)
         return self.unreliable * (1 - progress)
 
     def confidence(self, progress: float) -> float:
         """sigma, which a pixel's probability must exceed to supervise the activation maps."""
+        check_share(progress=progress)
         return self._ramp(progress) if self.scheduled == "confidence" else 0.5
 
     def weights(self, progress: float) -> dict[str, float]:
         """The weight of each term."""
+        check_share(progress=progress)
         on = float(progress >= self.warmup - 1e-9)
         return {
             "classification": 1.0,

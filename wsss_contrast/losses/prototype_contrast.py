@@ -10,7 +10,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsss_contrast import distributed, functional
-from wsss_contrast._checks import check_fraction, check_maps, check_same_channels, check_tags, check_valid
+from wsss_contrast._checks import (
+    check_choice,
+    check_draws,
+    check_fraction,
+    check_generator,
+    check_maps,
+    check_numbers,
+    check_same_channels,
+    check_tags,
+    check_valid,
+    check_whole,
+    kind,
+)
+from wsss_contrast.functional.maps import readable, unit
 from wsss_contrast.nn.memory_bank import ClassMemoryBank
 
 
@@ -108,24 +121,32 @@ class PrototypeContrast(nn.Module):
         bank: ClassMemoryBank | None = None,
     ) -> None:
         super().__init__()
+        check_numbers(temperature=temperature, background_score=background_score)
         if not temperature > 0:
             raise ValueError(f"`temperature` must be positive, got {temperature}")
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"`top_k` must be at least 1, got {top_k}")
-        if background not in (None, 0, -1):
-            raise ValueError(f"`background` must be None, 0 or -1, got {background}")
+        if top_k is not None:
+            check_whole(top_k=top_k)
+            if top_k < 1:
+                raise ValueError(f"`top_k` must be at least 1, got {top_k}")
+        check_choice((None, 0, -1), background=background)
         if not 0 < background_score < 1:
             raise ValueError(f"`background_score` must be in (0, 1), got {background_score}")
         weights = (cross_prototype_weight, cross_cam_weight, intra_view_weight)
+        check_numbers(
+            cross_prototype_weight=cross_prototype_weight,
+            cross_cam_weight=cross_cam_weight,
+            intra_view_weight=intra_view_weight,
+        )
         if not all(weight >= 0 for weight in weights):
             raise ValueError(f"the weights must not be negative, got {weights}")
         if not any(weights):
             raise ValueError(f"at least one weight must be positive, got {weights}")
-        if compat not in ("paper", "official"):
-            raise ValueError(f"`compat` must be 'paper' or 'official', got {compat!r}")
+        check_choice(("paper", "official"), compat=compat)
         check_fraction(hard_ratio=hard_ratio)
         if compat == "official" and hard_ratio < 0.5:
             raise ValueError(f"`hard_ratio` must be at least 0.5 with compat='official', got {hard_ratio}")
+        if not isinstance(bank, ClassMemoryBank | None):
+            raise ValueError(f"`bank` must be a ClassMemoryBank or None, got {bank!r}")
         if compat == "official" and bank is not None:
             raise ValueError(
                 "`bank` must be None with compat='official', where every class has a prototype from the batch: it "
@@ -197,6 +218,8 @@ class PrototypeContrast(nn.Module):
         if classes < 2:
             raise ValueError(f"the maps need a foreground channel, got 1 channel with background={self.background}")
         check_tags(tags, target_cams.shape[0], classes - 1)
+        check_valid(source_valid, target_embeddings, "source_valid")
+        check_valid(target_valid, target_embeddings, "target_valid")
         if self.bank is not None:
             theirs, own = (self.bank.num_classes, self.bank.embedding_dim), (classes, target_embeddings.shape[1])
             if theirs != own:
@@ -206,7 +229,7 @@ class PrototypeContrast(nn.Module):
                 )
         with torch.autocast(target_embeddings.device.type, enabled=False):
             size = (target_embeddings.shape[-2], target_embeddings.shape[-1])
-            indices = self._check_indices(candidate_indices, classes)
+            indices = self._check_indices(candidate_indices, classes, len(target_embeddings) * size[0] * size[1])
             views = (
                 self._view(source_embeddings, source_cams, tags, size, source_valid, indices[0]),
                 self._view(target_embeddings, target_cams, tags, size, target_valid, indices[1]),
@@ -223,29 +246,31 @@ class PrototypeContrast(nn.Module):
         indices: Tensor | None,
     ) -> _View:
         embeddings = functional.resize(functional.full_precision(embeddings), size)
-        unit = F.normalize(embeddings, dim=1)
+        units = unit(embeddings, dim=1)
         with torch.no_grad():
             foreground = functional.split_background(cams.detach(), self.background)
             foreground = functional.resize(functional.full_precision(foreground).to(embeddings.dtype), size)
             official = self.compat == "official"
             candidates = functional.candidate_scores_official if official else functional.candidate_scores
-            check_valid(valid, foreground)
             labels, scores = candidates(foreground, tags, self.background_score, self.background or 0, valid)
             top_k = self.top_k or (max(size[0] * size[1] // 8, 1) if official else 32)
-            vectors = (embeddings if official else unit).detach()
+            vectors = (embeddings if official else units).detach()
             scores, vectors = functional.top_candidates(vectors, scores, top_k, indices)
             short = top_k - scores.shape[1]
             if short > 0 and indices is None:  # the same shape on every rank, also with a short or empty batch
                 scores = F.pad(scores, (0, short), value=-math.inf)
                 vectors = F.pad(vectors, (0, 0, 0, short))
-        return _View(unit.movedim(1, -1).flatten(0, -2), labels.flatten(), scores, vectors)
+        return _View(units.movedim(1, -1).flatten(0, -2), labels.flatten(), scores, vectors)
 
     def _terms(
         self, views: tuple[_View, _View], classes: int, generator: torch.Generator | None, draws: PixelDraws | None
     ) -> dict[str, Tensor]:
         prototypes, present = self._prototypes(views)
         # One product for all terms: (P, 2, C), each view's pixels against both views' prototypes.
-        logits = [torch.einsum("pd,vcd->pvc", view.embeddings, prototypes) / self.temperature for view in views]
+        logits = [
+            torch.einsum("pd,vcd->pvc", view.embeddings, prototypes.to(view.embeddings.dtype)) / self.temperature
+            for view in views
+        ]
         draws = self._draws(draws, generator, logits[0].shape[0], classes, logits[0])
         own = [logits[i][:, i].gather(1, views[i].labels.clamp_min(0)[:, None]).squeeze(1) for i in (0, 1)]
         # What a choice or a mean over the joined batch needs of each pixel, in one gather: (P, view, 3).
@@ -301,7 +326,7 @@ class PrototypeContrast(nn.Module):
 
     def _remembered(self, bank: ClassMemoryBank, prototypes: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
         """The same, with the memory's where a class has none; then the memory takes those of the batch."""
-        stored = F.normalize(bank.means().to(prototypes.dtype), dim=1)
+        stored = unit(bank.means().to(prototypes.dtype), dim=1)
         filled = torch.where(present[..., None], prototypes, stored), present | (bank.counts > 0)
         if self.training:
             # All ranks have the same prototypes, and a push joins the rows of all: the first rank's are enough.
@@ -314,25 +339,30 @@ class PrototypeContrast(nn.Module):
     def _draws(
         given: PixelDraws | None, generator: torch.Generator | None, pixels: int, classes: int, like: Tensor
     ) -> PixelDraws:
+        shapes = [(2, pixels), (2, pixels, classes)]
         if given is None:
+            check_generator(generator)
             device = like.device if generator is None else generator.device
             numbers = torch.rand(2, pixels, 1 + classes, generator=generator, device=device)
             given = PixelDraws(numbers[..., 0], numbers[..., 1:])
-        shapes = [tuple(numbers.shape) for numbers in given]
-        if shapes != [(2, pixels), (2, pixels, classes)]:
-            expected = [(2, pixels), (2, pixels, classes)]
-            raise ValueError(f"`draws` must have the shapes {expected}, got {shapes}")
+        else:
+            check_draws(given, shapes)
         return PixelDraws(*(n.to(device=like.device, dtype=like.dtype, non_blocking=True) for n in given))
 
     @staticmethod
     def _check_indices(
-        indices: tuple[Tensor, Tensor] | None, classes: int
+        indices: tuple[Tensor, Tensor] | None, classes: int, pixels: int
     ) -> tuple[Tensor, Tensor] | tuple[None, None]:
         if indices is None:
             return None, None
-        shapes = [tuple(of_view.shape) for of_view in indices]
+        parts = list(indices) if isinstance(indices, tuple | list) else [indices]
+        shapes = [tuple(part.shape) for part in parts if isinstance(part, Tensor) and part.dtype == torch.int64]
         if len(shapes) != 2 or shapes[0] != shapes[1] or len(shapes[0]) != 2 or shapes[0][0] != classes:
-            raise ValueError(f"`candidate_indices` must be two tensors of shape ({classes}, k), got {shapes}")
+            found = ", ".join(map(kind, parts))
+            raise ValueError(f"`candidate_indices` must be two int64 tensors of shape ({classes}, k), got {found}")
+        for part in parts:
+            if readable(part) and not bool(((part >= 0) & (part < pixels)).all()):
+                raise ValueError(f"`candidate_indices` must be pixels 0 to {pixels - 1}, got {part.tolist()}")
         return indices
 
     def _comparable(self, labels: Tensor, present: Tensor) -> Tensor:

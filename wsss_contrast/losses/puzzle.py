@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from wsss_contrast import functional
-from wsss_contrast._checks import check_maps, check_same_channels, check_tags
+from wsss_contrast._checks import check_choice, check_maps, check_same_channels, check_tags
 
 
 class PuzzleReconstruction(nn.Module):
@@ -30,8 +30,7 @@ class PuzzleReconstruction(nn.Module):
 
     def __init__(self, reduction: Literal["masking", "selection"] = "masking") -> None:
         super().__init__()
-        if reduction not in ("masking", "selection"):
-            raise ValueError(f"`reduction` must be 'masking' or 'selection', got {reduction!r}")
+        check_choice(("masking", "selection"), reduction=reduction)
         self.reduction = reduction
 
     def forward(self, cams: Tensor, merged_cams: Tensor, tags: Tensor) -> Tensor:

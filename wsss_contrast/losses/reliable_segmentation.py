@@ -40,7 +40,7 @@ class ReliableSegmentation(nn.Module):
             ValueError: shapes or types that do not go together, NaN, labels of no class.
         """
         check_maps(logits=logits)
-        if labels.is_floating_point():
+        if isinstance(labels, Tensor) and labels.is_floating_point():
             check_maps(labels=labels)
             if labels.shape[:2] != logits.shape[:2]:
                 raise ValueError(f"soft labels {tuple(labels.shape)} do not go with logits {tuple(logits.shape)}")

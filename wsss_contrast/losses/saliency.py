@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from wsss_contrast import functional
-from wsss_contrast._checks import check_maps, check_tags
+from wsss_contrast._checks import check_choice, check_maps, check_share, check_tags
 from wsss_contrast.functional.maps import readable
 
 
@@ -34,11 +34,8 @@ class SaliencyLoss(nn.Module):
 
     def __init__(self, overlap_threshold: float = 0.4, mixing: float = 0.5, background: Literal[0, -1] = -1) -> None:
         super().__init__()
-        for name, value in (("overlap_threshold", overlap_threshold), ("mixing", mixing)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"`{name}` must be in [0, 1], got {value}")
-        if background not in (0, -1):
-            raise ValueError(f"`background` must be 0 or -1, got {background}")
+        check_share(overlap_threshold=overlap_threshold, mixing=mixing)
+        check_choice((0, -1), background=background)
         self.overlap_threshold = overlap_threshold
         self.mixing = mixing
         self.background = background

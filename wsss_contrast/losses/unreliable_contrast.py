@@ -9,9 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from wsss_contrast import distributed, functional
-from wsss_contrast._checks import check_labels, check_maps, check_tags
+from wsss_contrast._checks import (
+    check_below_one,
+    check_choice,
+    check_draws,
+    check_generator,
+    check_labels,
+    check_maps,
+    check_mask,
+    check_numbers,
+    check_share,
+    check_tags,
+    check_whole,
+)
 from wsss_contrast.functional import unreliable
-from wsss_contrast.functional.maps import readable
+from wsss_contrast.functional.maps import readable, unit
 from wsss_contrast.nn.memory_bank import ClassMemoryBank
 
 from ._quantiles import joined_quantiles
@@ -89,6 +101,12 @@ class UnreliablePixelContrast(nn.Module):
         bank: ClassMemoryBank | None = None,
     ) -> None:
         super().__init__()
+        check_whole(
+            num_classes=num_classes, queries=queries, negatives=negatives, low_rank=low_rank, high_rank=high_rank
+        )
+        check_numbers(
+            temperature=temperature, query_confidence=query_confidence, negative_confidence=negative_confidence
+        )
         if num_classes < 2:
             raise ValueError(f"`num_classes` counts the background and must be at least 2, got {num_classes}")
         if not temperature > 0:
@@ -102,8 +120,9 @@ class UnreliablePixelContrast(nn.Module):
                 "`query_confidence` must be in [0, 1) and `negative_confidence` in (0, 1], got "
                 f"{query_confidence} and {negative_confidence}"
             )
-        if class_mean not in ("all", "present"):
-            raise ValueError(f"`class_mean` must be 'all' or 'present', got {class_mean!r}")
+        check_choice(("all", "present"), class_mean=class_mean)
+        if not isinstance(bank, ClassMemoryBank | None):
+            raise ValueError(f"`bank` must be a ClassMemoryBank or None, got {bank!r}")
         if low_rank >= num_classes:
             warnings.warn(
                 f"low_rank={low_rank} leaves no rank of {num_classes} classes above it; {num_classes - 1} is taken",
@@ -163,17 +182,14 @@ class UnreliablePixelContrast(nn.Module):
             shapes = [tuple(x.shape) for x in (embeddings, teacher_embeddings, teacher_logits)]
             raise ValueError(f"features of student and teacher and the logits must be of one size, got {shapes}")
         if embeddings.shape[1] != self.bank.embedding_dim:
-            raise ValueError(f"the memory has rows of {self.bank.embedding_dim}, the features {embeddings.shape[1]}")
+            theirs, own = self.bank.embedding_dim, embeddings.shape[1]
+            raise ValueError(f"`bank`: the memory has rows of {theirs}, the features {own}")
         if teacher_logits.shape[1] != self.num_classes:
             raise ValueError(f"`teacher_logits` must have {self.num_classes} channels, got {teacher_logits.shape[1]}")
         check_tags(tags, len(embeddings), self.num_classes - 1)
         check_labels(labels, len(embeddings), self.num_classes)
-        if labeled.shape != (len(embeddings),) or labeled.dtype != torch.bool:
-            raise ValueError(
-                f"`labeled` must be bool of shape {(len(embeddings),)}, got {labeled.dtype} {tuple(labeled.shape)}"
-            )
-        if not 0 <= share <= 1:
-            raise ValueError(f"`share` must be in [0, 1], got {share}")
+        check_mask((len(embeddings),), labeled=labeled)
+        check_share(share=share)
         with torch.autocast(embeddings.device.type, enabled=False):
             embeddings = functional.full_precision(embeddings)
             teacher = functional.full_precision(teacher_embeddings.detach()).to(embeddings.dtype)
@@ -210,7 +226,7 @@ class UnreliablePixelContrast(nn.Module):
         sums, counts = unreliable.class_sums(teacher, certain)
         joined = distributed.all_gather(torch.cat([sums, counts[:, None].to(sums.dtype)], dim=1)).sum(dim=0)
         candidates = (certain & (probabilities > self.query_confidence)).movedim(1, -1).flatten(0, 2)
-        return candidates, unreliable.unit(joined[:, :-1]), joined[:, -1] > 0
+        return candidates, unit(joined[:, :-1]), joined[:, -1] > 0
 
     @staticmethod
     def _entropy_masks(entropy: Tensor, of_labeled: Tensor, labels: Tensor, share: float) -> tuple[Tensor, Tensor]:
@@ -246,9 +262,7 @@ class UnreliablePixelContrast(nn.Module):
         if len(at[0]) == 0 or len(embeddings) == 0:
             return (embeddings * 0).sum()
         queries = unreliable.gather_pixels(embeddings, pixels[at])
-        nll = functional.info_nce(
-            unreliable.unit(queries), prototypes[at[0]], self.bank.storage, places[at], self.temperature
-        )
+        nll = functional.info_nce(unit(queries), prototypes[at[0]], self.bank.storage, places[at], self.temperature)
         mean = torch.where(own[at], nll, 0.0).sum() / self.queries
         return (
             mean * distributed.world_size() / (self.num_classes if self.class_mean == "all" else classes.clamp_min(1))
@@ -258,9 +272,11 @@ class UnreliablePixelContrast(nn.Module):
         per_class = (self.queries, self.queries * self.negatives)
         shapes = [(self.num_classes, count) for count in per_class]
         if given is None:
+            check_generator(generator)
             device = like.device if generator is None else generator.device
             numbers = torch.rand(self.num_classes, sum(per_class), generator=generator, device=device)
             given = ContrastDraws(*numbers.split(per_class, dim=1))
-        elif [tuple(numbers.shape) for numbers in given] != shapes:
-            raise ValueError(f"`draws` must have the shapes {shapes}, got {[tuple(n.shape) for n in given]}")
+        else:
+            check_draws(given, shapes)
+            check_below_one(given[0])
         return ContrastDraws(*(distributed.all_gather(n.to(like.device, non_blocking=True))[0] for n in given))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from wsss_contrast import distributed, functional
-from wsss_contrast._checks import check_labels, check_maps
+from wsss_contrast._checks import check_choice, check_labels, check_maps, check_share, kind
 
 from ._quantiles import joined_quantiles
 
@@ -29,8 +29,7 @@ class WeakToStrong(nn.Module):
 
     def __init__(self, normalizer: Literal["kept", "all"] = "kept") -> None:
         super().__init__()
-        if normalizer not in ("kept", "all"):
-            raise ValueError(f"`normalizer` must be 'kept' or 'all', got {normalizer!r}")
+        check_choice(("kept", "all"), normalizer=normalizer)
         self.normalizer = normalizer
 
     def forward(self, logits: Tensor, labels: Tensor, entropy: Tensor, share: float) -> Tensor:
@@ -48,14 +47,12 @@ class WeakToStrong(nn.Module):
         """
         check_maps(logits=logits)
         check_labels(labels, len(logits), logits.shape[1])
-        if entropy.shape != labels.shape or not entropy.is_floating_point():
+        if not isinstance(entropy, Tensor) or entropy.shape != labels.shape or not entropy.is_floating_point():
             raise ValueError(
-                f"`entropy` must be floating and of shape {tuple(labels.shape)} like the labels, "
-                f"got {entropy.dtype} {tuple(entropy.shape)}"
+                f"`entropy` must be floating and of shape {tuple(labels.shape)} like the labels, got {kind(entropy)}"
             )
         check_maps(entropy=entropy[:, None])
-        if not 0 <= share <= 1:
-            raise ValueError(f"`share` must be in [0, 1], got {share}")
+        check_share(share=share)
         with torch.autocast(logits.device.type, enabled=False):
             kept = self._kept(entropy.detach(), labels, share)
             logits = functional.resize(functional.full_precision(logits), (labels.shape[-2], labels.shape[-1]))

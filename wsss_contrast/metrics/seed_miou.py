@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from wsss_contrast._checks import check_numbers, check_whole, shape_of
+
 THRESHOLDS = tuple(i / 100 for i in range(60))
 """The field's sweep: 0.00 to 0.59."""
 
@@ -73,8 +75,12 @@ class SeedMIoU(Metric):
 
     def __init__(self, num_classes: int, thresholds: Sequence[float] = THRESHOLDS, count_absent: bool = False) -> None:
         super().__init__()
+        check_whole(num_classes=num_classes)
         if num_classes < 1:
             raise ValueError(f"`num_classes` must be at least 1, got {num_classes}")
+        if not isinstance(thresholds, Sequence) or isinstance(thresholds, str):
+            raise ValueError(f"`thresholds` must be a sequence of numbers, got {thresholds!r}")
+        check_numbers(**{f"thresholds[{place}]": value for place, value in enumerate(thresholds)})
         if not thresholds or list(thresholds) != sorted(set(thresholds)):
             raise ValueError(f"`thresholds` must be rising and not empty, got {tuple(thresholds)}")
         self.num_classes = num_classes
@@ -91,10 +97,12 @@ class SeedMIoU(Metric):
             cams: (N, K, H, W) normalised foreground maps; untagged classes at most 0.
             masks: (N, H, W) integer truth: 0 background, 1 to K, 255 ignored.
         """
-        if cams.dim() != 4 or cams.shape[1] != self.num_classes:
-            raise ValueError(f"`cams` must be (N, {self.num_classes}, H, W), got {tuple(cams.shape)}")
-        if masks.shape != (cams.shape[0], *cams.shape[2:]):
-            raise ValueError(f"`masks` {tuple(masks.shape)} do not go with `cams` {tuple(cams.shape)}")
+        if not isinstance(cams, Tensor) or cams.dim() != 4 or cams.shape[1] != self.num_classes or cams.is_complex():
+            raise ValueError(f"`cams` must be (N, {self.num_classes}, H, W), got {shape_of(cams)}")
+        if not isinstance(masks, Tensor) or masks.shape != (cams.shape[0], *cams.shape[2:]):
+            raise ValueError(f"`masks` {shape_of(masks)} do not go with `cams` {tuple(cams.shape)}")
+        if masks.is_floating_point() or masks.is_complex():
+            raise ValueError(f"`masks` must be whole numbers, got {masks.dtype}")
         if bool(cams.isnan().any()):
             raise ValueError("`cams` have NaN values")
         masks = masks.long()

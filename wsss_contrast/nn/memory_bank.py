@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from wsss_contrast import distributed
+from wsss_contrast._checks import check_below_one, check_mask, check_whole, kind, shape_of
 from wsss_contrast.functional.maps import full_precision, readable
 
 _CHUNK = 2**18  # elements that are written at a time on a CPU: they stay in its cache
@@ -52,6 +53,7 @@ class ClassMemoryBank(nn.Module):
         super().__init__()
         sizes = {"num_classes": num_classes, "embedding_dim": embedding_dim, "capacity": capacity}
         for name, value in {**sizes, "background_capacity": background_capacity}.items():
+            check_whole(**{name: value})
             if value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}")
         of_rows = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
@@ -115,15 +117,16 @@ class ClassMemoryBank(nn.Module):
                 cannot wait for the true number.
 
         Raises:
-            ValueError: shapes or types that do not fit.
+            ValueError: shapes or types that do not fit, a negative ``most``.
         """
-        if rows.dim() != 2 or rows.shape[1] != self.embedding_dim or not rows.is_floating_point():
-            raise ValueError(f"`rows` must be floating (n, {self.embedding_dim}), got {rows.dtype} {tuple(rows.shape)}")
-        if members.shape != (len(rows), self.num_classes) or members.dtype != torch.bool:
-            raise ValueError(
-                f"`members` must be bool of shape {(len(rows), self.num_classes)}, "
-                f"got {members.dtype} {tuple(members.shape)}"
-            )
+        fits = isinstance(rows, Tensor) and rows.dim() == 2 and rows.shape[1] == self.embedding_dim
+        if not fits or not rows.is_floating_point():
+            raise ValueError(f"`rows` must be floating (n, {self.embedding_dim}), got {kind(rows)}")
+        check_mask((len(rows), self.num_classes), members=members)
+        if most is not None:
+            check_whole(most=most)
+            if most < 0:
+                raise ValueError(f"`most` must not be negative, got {most}")
         rows = rows.detach().to(self._storage.dtype)
         rows, members = self._joined(rows, members & rows.sum(dim=1).isfinite()[:, None])
         if len(rows) == 0:
@@ -132,7 +135,7 @@ class ClassMemoryBank(nn.Module):
         new = order[-1].long()
         # Of more rows than a ring holds, only the last are written.
         kept = members & (order > new - self._capacity)
-        row, index, filled = self._entries(kept, most or self.num_classes)
+        row, index, filled = self._entries(kept, self.num_classes if most is None else most)
         place = self._first[index] + (self._next[index] + order[row, index] - 1) % self._capacity[index]
         place = torch.where(filled, place, len(self._storage) - 1)
         chunk = max(_CHUNK // self.embedding_dim, 1) if rows.device.type == "cpu" else len(rows)
@@ -150,8 +153,9 @@ class ClassMemoryBank(nn.Module):
         Returns:
             (C, M) indices. For an empty class they have no meaning, see :attr:`counts`.
         """
-        if draws.dim() != 2 or len(draws) != self.num_classes:
-            raise ValueError(f"`draws` must be of shape ({self.num_classes}, M), got {tuple(draws.shape)}")
+        if not isinstance(draws, Tensor) or draws.dim() != 2 or len(draws) != self.num_classes:
+            raise ValueError(f"`draws` must be of shape ({self.num_classes}, M), got {shape_of(draws)}")
+        check_below_one(draws)
         chosen = torch.minimum((draws * self._count[:, None]).long(), (self._count - 1).clamp_min(0)[:, None])
         return self._place(torch.arange(self.num_classes, device=draws.device), chosen)
 
