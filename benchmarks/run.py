@@ -214,7 +214,7 @@ def entropy_quantile() -> Part:
     return Part(
         lambda: [quantile(entropy, 0.2, kept)],
         ("sort", lambda: [tensors.entropy_quantile(entropy, kept, 0.2)]),
-        ("a selection and `kthvalue`", lambda: [entropy[kept].kthvalue(chosen).values]),
+        ("`entropy[kept].kthvalue`", lambda: [entropy[kept].kthvalue(chosen).values]),
     )
 
 

@@ -54,7 +54,8 @@ def quantile(values: Tensor, share: float, counted: Tensor | None = None) -> Ten
         raise ValueError(f"`share` must be in [0, 1], got {share}")
     flat = values.detach().flatten()
     if readable(flat):
-        flat = flat if counted is None else flat[counted.flatten()]
+        # Not by `flat[counted]`, which takes three times as long.
+        flat = flat if counted is None else flat.masked_select(counted.flatten())
         if flat.numel() == 0:
             return values.new_tensor(torch.inf)
         place = share * (flat.numel() - 1)
