@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .maps import best_class, full_precision, mask_by_tags, normalize_cams, unit, with_background
@@ -56,7 +55,7 @@ def candidate_scores(
     foreground = mask_by_tags(normalize_cams(cams, valid=valid), tags)
     labels = assign_pixels(foreground, tags, background_score, background)
     scores = with_background(foreground, 1 - foreground.amax(dim=1, keepdim=True), background)
-    assigned = F.one_hot(labels, scores.shape[1]).movedim(-1, 1).bool()
+    assigned = labels[:, None] == torch.arange(scores.shape[1], device=labels.device)[:, None, None]
     return _leave_out(labels, scores.masked_fill(~assigned, -math.inf), valid)
 
 
@@ -154,7 +153,7 @@ def pixel_to_prototype_nll(logits: Tensor, labels: Tensor, negatives: Tensor) ->
 
 def all_negatives(labels: Tensor, present: Tensor) -> Tensor:
     """Every class that has a prototype, but for the pixel's own: (P,) labels and (C,) bool to (P, C) bool."""
-    return present & ~F.one_hot(labels.clamp_min(0), present.shape[0]).bool()
+    return present & (labels.clamp_min(0)[:, None] != torch.arange(present.shape[0], device=labels.device))
 
 
 def semi_hard_negatives(
