@@ -168,7 +168,7 @@ def trained(method: str, folder: Path, options: argparse.Namespace, moments: ran
     whole, broken = folder / "whole", folder / "broken"
     if in_a_process(partial(fit, method, whole, options.workers, None)):
         raise SystemExit(f"{method}: the undisturbed run failed")
-    latest = max(2 * 7 * EPOCHS * BATCHES // (options.kills + 1), 8)  # a step has seven moments, about
+    latest = max(7 * EPOCHS * BATCHES // options.kills, 8)  # a step has seven moments: none comes after the end
     hit = until_done(partial(fit, method, broken, options.workers), options.kills, moments, latest)
     ends = [torch.load(of / "last.ckpt", weights_only=True) for of in (whole, broken)]
     for end in ends:  # a run that was killed behind its last step does not count the epoch again
