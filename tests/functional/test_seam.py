@@ -87,7 +87,12 @@ def test_pixel_correlation_under_autocast() -> None:
     maps, features = normal(8, 2, 3, 8, 8).float(), normal(9, 2, 16, 8, 8).float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         refined = W.pixel_correlation(maps, features)
-    torch.testing.assert_close(refined, W.pixel_correlation(maps, features), rtol=0.02, atol=0.02, check_dtype=False)
+        assert torch.equal(refined, W.pixel_correlation(maps, features))
+        leaf = features.clone().requires_grad_()
+        within = torch.autograd.grad(W.pixel_correlation(maps, leaf).square().sum(), leaf)
+    assert refined.dtype == torch.float32
+    assert torch.equal(refined, W.pixel_correlation(maps, features))
+    assert torch.equal(within[0], torch.autograd.grad(W.pixel_correlation(maps, leaf).square().sum(), leaf)[0])
 
 
 @pytest.mark.parametrize("pixels", [(40, 50), (1, 1999)])

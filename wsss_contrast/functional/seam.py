@@ -89,16 +89,18 @@ class _Spread(torch.autograd.Function):
         rows, flat = ctx.saved_tensors
         of_rows = torch.zeros_like(rows) if ctx.needs_input_grad[0] else None
         of_flat = torch.zeros_like(flat) if ctx.needs_input_grad[1] else None
-        # The gradient of A plus its transpose, which is symmetric, too.
-        left, right = torch.cat([rows, slope], dim=1), torch.cat([slope, rows], dim=1)
-        for columns in _blocks(flat):
-            cosines = _cosines(flat, columns)
-            if of_flat is not None:
-                of_matrix = left[..., columns].mT @ right[..., columns.start :]
-                torch.ops.aten.threshold_backward.grad_input(of_matrix, cosines, 0.0, grad_input=of_matrix)  # of relu
-                _add_symmetric(of_flat, flat, of_matrix, columns)
-            if of_rows is not None:
-                _add_symmetric(of_rows, slope, cosines.relu_(), columns)
+        with torch.autocast(flat.device.type, enabled=False):  # some call `backward` within it
+            # The gradient of A plus its transpose, which is symmetric, too.
+            left, right = torch.cat([rows, slope], dim=1), torch.cat([slope, rows], dim=1)
+            for columns in _blocks(flat):
+                cosines = _cosines(flat, columns)
+                if of_flat is not None:
+                    of_matrix = left[..., columns].mT @ right[..., columns.start :]
+                    # In place: nothing flows where relu gave 0.
+                    torch.ops.aten.threshold_backward.grad_input(of_matrix, cosines, 0.0, grad_input=of_matrix)
+                    _add_symmetric(of_flat, flat, of_matrix, columns)
+                if of_rows is not None:
+                    _add_symmetric(of_rows, slope, cosines.relu_(), columns)
         return of_rows, of_flat
 
 
