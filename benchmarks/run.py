@@ -36,11 +36,20 @@ from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.literal import tensors
+from tests.literal.csrm_contrast import contrast as csrm_contrast_literal
 from wsss_contrast import __version__, functional
 from wsss_contrast.callbacks import PrototypeContrastCallback
 from wsss_contrast.data import SHAPES_CLASSES, FolderDataModule, ShapesDataset, as_photos
 from wsss_contrast.files import write_atomically
-from wsss_contrast.functional import hard_unaries, pixel_affinity, propagate, quantile, resize, split_background
+from wsss_contrast.functional import (
+    PermutohedralLattice,
+    hard_unaries,
+    pixel_affinity,
+    propagate,
+    quantile,
+    resize,
+    split_background,
+)
 from wsss_contrast.losses import (
     EquivariantCrossRegularization,
     EquivariantRegularization,
@@ -50,7 +59,7 @@ from wsss_contrast.losses import (
     PrototypeContrast,
 )
 from wsss_contrast.modules import CAM, CSRM, SEAM
-from wsss_contrast.refine import multi_scale_cams
+from wsss_contrast.refine import CRF_SETTINGS, multi_scale_cams
 
 BATCH, CLASSES, CROP, VIEW, WIDTH = 8, 20, 448, 128, 128
 MAPS, VIEW_MAPS = CROP // 8, VIEW // 8
@@ -204,7 +213,16 @@ def seam_losses() -> Part:
 def csrm_contrast() -> Part:
     """8 photos, 21 classes, 256 channels, maps of 64 x 64, full memories."""
     ours, literal = csrm_contrast_calls()
-    return Part(ours, ("class by class", literal))
+    memory, queries = normal(100_000, 256), normal(CLASSES + 1, 256, 1, 256)
+    drawn = torch.randint(len(memory), (CLASSES + 1, 256 * 50))
+
+    def floor() -> None:
+        """For each class the rows of 256 queries' 50 negatives, their products, and the gradient's."""
+        for index, of_class in zip(drawn, queries, strict=True):
+            rows = memory[index].view(256, 50, 256)
+            torch.bmm(torch.bmm(of_class, rows.mT), rows)
+
+    return Part(ours, ("class by class", literal), ("the drawn rows and their products", floor))
 
 
 def entropy_quantile() -> Part:
@@ -247,7 +265,22 @@ def dense_crf() -> Part:
     labels = (photo.sum(dim=1) // 40).clamp(0, CLASSES).long()
     unaries = hard_unaries(labels, CLASSES + 1, 0.7)
     call = "pydensecrf2", lambda: [by_pydensecrf("deeplab", photo, unaries)]
-    return Part(lambda: [by_torch("deeplab", photo, unaries)], call, agree=0.05)
+    rows, columns = torch.meshgrid(torch.arange(240.0), torch.arange(240.0), indexing="ij")
+    places, values = torch.stack([rows, columns], dim=-1).view(1, -1, 2), torch.rand(1, 240 * 240, CLASSES + 1)
+    near = PermutohedralLattice(places / CRF_SETTINGS["deeplab"].gaussian[0])
+    deviations = CRF_SETTINGS["deeplab"].bilateral
+
+    def floor() -> None:
+        """The photo's lattice, and ten filterings of 21 maps by each of two kernels."""
+        colors = photo.flatten(2).mT.float() / deviations[1]
+        alike = PermutohedralLattice(torch.cat([places / deviations[0], colors], dim=-1))
+        for _ in range(10):
+            near.filter(values)
+            alike.filter(values)
+
+    return Part(
+        lambda: [by_torch("deeplab", photo, unaries)], call, ("a lattice and the filterings", floor), agree=0.05
+    )
 
 
 def multi_scale() -> Part:
@@ -262,7 +295,16 @@ def multi_scale() -> Part:
         photos = zip(images.split(1), of.split(1), strict=True)
         return [torch.cat([multi_scale_cams(module.seed_maps, *photo) for photo in photos])]
 
-    return Part(together, ("one photo at a time", apart), agree=1e-3)
+    @torch.no_grad()
+    def floor() -> None:
+        """The network's passes alone, a photo at a time."""
+        for photo in images.split(1):
+            for scale in (0.5, 1, 1.5, 2):
+                module.seed_maps(resize(photo, (int(240 * scale), int(320 * scale))).expand(2, -1, -1, -1))
+
+    return Part(
+        together, ("one photo at a time", apart), ("the network's passes, a photo at a time", floor), agree=1e-3
+    )
 
 
 PARTS: dict[str, Callable[[], Part]] = {
@@ -294,6 +336,24 @@ class LiteralSEAM(SEAM):
     def _losses(self, source: Any, target: Any, tags: Tensor, *sizes: tuple[int, int]) -> dict[str, Tensor]:
         large = [resize(m, size) for maps, size in zip((source, target), sizes, strict=True) for m in maps]
         return tensors.seam_losses(*large, tags)
+
+
+class LiteralCSRM(CSRM):
+    """With the contrast class by class, of the released constants."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        contrast = self.losses.contrast
+        memory = [torch.zeros(0, contrast.bank.embedding_dim) for _ in contrast.bank.capacities]
+
+        def forward(
+            embeddings: Tensor, teacher: Tensor, logits: Tensor, labels: Tensor, *more: Any, generator: Any, draws: Any
+        ) -> Tensor:
+            small = functional.nearest_labels(labels, (embeddings.shape[-2], embeddings.shape[-1]))
+            rest = *more, memory, list(contrast.bank.capacities)
+            return csrm_contrast_literal(embeddings, teacher, logits, small, *rest, generator=generator, draws=draws)
+
+        contrast.forward = forward
 
 
 class Clock(L.Callback):
@@ -338,7 +398,8 @@ def training_steps() -> dict[str, Callable[[], float]]:
         "SEAM": (SEAM(CLASSES, view_size=view, **options), []),
         "SEAM, literal": (LiteralSEAM(CLASSES, view_size=view, **options), []),
         "SEAM + PPC": (SEAM(CLASSES, view_size=view, **options), [PrototypeContrastCallback()]),
-        "CSRM": (CSRM(CLASSES, loss={"warmup": 0.0}, **options), []),
+        "CSRM": (CSRM(CLASSES, compat="official", loss={"warmup": 0.0}, **options), []),
+        "CSRM, literal": (LiteralCSRM(CLASSES, compat="official", loss={"warmup": 0.0}, **options), []),
     }
     given = batches()
     small = resize(given[0]["image"], (view, view)).contiguous(memory_format=torch.channels_last)
@@ -457,6 +518,7 @@ def measure_steps(rounds: int) -> dict[str, dict[str, Any]]:
     for name in ("CAM", "SEAM", "CSRM"):
         rows[f"step of {name}"]["floor"] = times[f"backbone of {name}"]
     rows["step of SEAM"] |= seam
+    rows["step of CSRM"] |= {"literal is": "the contrast class by class", "literal": times["CSRM, literal"]}
     rows["step of SEAM + PPC"] = {
         "sizes": of,
         "ours": times["SEAM + PPC"],
