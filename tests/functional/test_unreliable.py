@@ -13,6 +13,7 @@ from torch import Tensor
 from tests.literal import csrm as literal
 from wsss_contrast import functional
 from wsss_contrast.functional import unreliable
+from wsss_contrast.functional.maps import unit
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
 
@@ -102,9 +103,9 @@ def test_gather_pixels(layout: torch.memory_format) -> None:
 def test_info_nce(temperature: float, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unreliable, "_CHUNK", chunk)
     queries = normal(7, 5, 3).requires_grad_()
-    positives, rows = unreliable.unit(normal(8, 5, 3)), unreliable.unit(normal(9, 7, 3))
+    positives, rows = unit(normal(8, 5, 3)), unit(normal(9, 7, 3))
     places = torch.randint(0, 7, (5, 4), generator=torch.Generator().manual_seed(0))
-    got = functional.info_nce(unreliable.unit(queries), positives, rows, places, temperature)
+    got = functional.info_nce(unit(queries), positives, rows, places, temperature)
     want = torch.stack([literal.info_nce(q, positives[i], rows[places[i]], temperature) for i, q in enumerate(queries)])
     torch.testing.assert_close(got, want, **EXACT)
     weight = normal(10, 5)
@@ -113,15 +114,15 @@ def test_info_nce(temperature: float, chunk: int, monkeypatch: pytest.MonkeyPatc
 
 
 def test_info_nce_gives_no_gradient_to_positives_and_memory() -> None:
-    queries, positives, rows = (unreliable.unit(normal(n, 4, 3)).requires_grad_() for n in (1, 2, 3))
+    queries, positives, rows = (unit(normal(n, 4, 3)).requires_grad_() for n in (1, 2, 3))
     loss = functional.info_nce(queries, positives, rows, torch.zeros(4, 2, dtype=torch.long), 0.5).sum()
     found = torch.autograd.grad(loss, [queries, positives, rows], allow_unused=True)
     assert [x is None for x in found] == [False, True, True]
 
 
 def test_info_nce_of_a_memory_in_half_precision() -> None:
-    queries, positives = unreliable.unit(normal(1, 4, 3)).float(), unreliable.unit(normal(2, 4, 3)).float()
-    rows, places = unreliable.unit(normal(3, 6, 3)).half(), torch.arange(12).view(4, 3) % 6
+    queries, positives = unit(normal(1, 4, 3)).float(), unit(normal(2, 4, 3)).float()
+    rows, places = unit(normal(3, 6, 3)).half(), torch.arange(12).view(4, 3) % 6
     got = functional.info_nce(queries, positives, rows, places, 0.5)
     assert got.dtype == torch.float32
     torch.testing.assert_close(got, functional.info_nce(queries, positives, rows.float(), places, 0.5))
@@ -129,5 +130,5 @@ def test_info_nce_of_a_memory_in_half_precision() -> None:
 
 def test_unit_vectors_are_those_of_the_cosine_similarity() -> None:
     a, b = normal(11, 6, 3), normal(12, 6, 3)
-    torch.testing.assert_close((unreliable.unit(a) * unreliable.unit(b)).sum(1), torch.cosine_similarity(a, b), **EXACT)
-    assert torch.equal(unreliable.unit(torch.zeros(2, 3)), torch.zeros(2, 3))
+    torch.testing.assert_close((unit(a) * unit(b)).sum(1), torch.cosine_similarity(a, b), **EXACT)
+    assert torch.equal(unit(torch.zeros(2, 3)), torch.zeros(2, 3))

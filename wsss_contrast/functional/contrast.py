@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor
 
+from .cross_supervision import class_masks
 from .maps import best_class, full_precision, mask_by_tags, normalize_cams, unit, with_background
 
 IGNORE = -1
@@ -55,7 +56,7 @@ def candidate_scores(
     foreground = mask_by_tags(normalize_cams(cams, valid=valid), tags)
     labels = assign_pixels(foreground, tags, background_score, background)
     scores = with_background(foreground, 1 - foreground.amax(dim=1, keepdim=True), background)
-    assigned = labels[:, None] == torch.arange(scores.shape[1], device=labels.device)[:, None, None]
+    assigned = class_masks(labels, scores.shape[1])
     return _leave_out(labels, scores.masked_fill(~assigned, -math.inf), valid)
 
 

@@ -11,8 +11,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .maps import unit as unit
-
 _CHUNK = 2**20  # elements that are gathered at a time on a CPU: they stay in its cache
 
 
