@@ -1,4 +1,4 @@
-"""Speed and memory of refinement and inference, as ratios: ``python benchmarks/refinement_speed.py``.
+"""What the dense CRF gains by processes and by the classes present: ``python benchmarks/crf_processes.py``.
 
 The photos and seeds are those that refinement.py keeps in ``runs/refinement``. Nothing else should run on the machine.
 """
@@ -6,34 +6,24 @@ The photos and seeds are those that refinement.py keeps in ``runs/refinement``. 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from memory import peak_growth
 from numpy.typing import NDArray
-from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.literal import tensors
 from wsss_contrast.files import write_atomically
-from wsss_contrast.functional import pixel_affinity, propagate
-from wsss_contrast.modules import CAM
 from wsss_contrast.pictures import mask_image, png
-from wsss_contrast.refine import DenseCRF, hard_unaries, mean_field, multi_scale_cams
+from wsss_contrast.refine import DenseCRF, hard_unaries, mean_field
 
 VOC_LABELS = 21
 THRESHOLD = 0.3  # of the background; no matter for the time
-DILATIONS = (1, 2, 4, 8, 12, 24)
 
 
 def main() -> None:
@@ -47,8 +37,6 @@ def main() -> None:
     if not paths:
         raise SystemExit(f"{args.seeds}: has no seeds; run refinement.py first")
     dense_crf(paths, args.rounds, args.processes)
-    pixel_adaptive(paths[0], args.rounds)
-    multi_scale(args.rounds)
 
 
 def report(what: str, ratios: list[float]) -> None:
@@ -62,9 +50,6 @@ def seconds(call: Callable[[], Any]) -> float:
     began = time.perf_counter()
     call()
     return time.perf_counter() - began
-
-
-# --- dense CRF
 
 
 def load(paths: list[Path]) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.bool_]]]:
@@ -106,62 +91,6 @@ def dense_crf(paths: list[Path], rounds: int, processes: int) -> None:
     report(f"dense CRF, {len(paths)} photos with reading and writing, one process over {processes}", by_processes)
     report(f"dense CRF, {VOC_LABELS} labels over the classes present, one process", by_labels)
     report(f"dense CRF, {VOC_LABELS} labels in one process over the classes present in {processes}", by_both)
-
-
-# --- pixel-adaptive refinement
-
-
-def par_inputs(path: Path) -> tuple[Tensor, Tensor]:
-    torch.set_num_threads(1)
-    photo = torch.load(path, weights_only=True)["photo"]
-    return pixel_affinity(photo), torch.rand(
-        1, VOC_LABELS, *photo.shape[2:], generator=torch.Generator().manual_seed(0)
-    )
-
-
-def par_peak(path: Path, sliced: bool) -> float:
-    """MiB that a process grows by in one step."""
-    affinity, maps = par_inputs(path)
-    step = propagate if sliced else tensors.pixel_adaptive
-    return peak_growth(lambda: step(maps, affinity, DILATIONS, 1))[1]
-
-
-def pixel_adaptive(path: Path, rounds: int) -> None:
-    threads = torch.get_num_threads()
-    affinity, maps = par_inputs(path)
-    whole = tensors.pixel_adaptive(maps, affinity, DILATIONS, 5)
-    difference = (propagate(maps, affinity, DILATIONS, 5) - whole).abs().max()
-    ratios = []
-    for _ in range(rounds):
-        taken = seconds(lambda: tensors.pixel_adaptive(maps, affinity, DILATIONS, 5))
-        ratios.append(taken / seconds(lambda: propagate(maps, affinity, DILATIONS, 5)))
-    torch.set_num_threads(threads)
-    size = f"{VOC_LABELS} classes at {maps.shape[-1]} x {maps.shape[-2]}"
-    report(f"PAR, {size}, time of the whole tensor over the sliced form", ratios)
-    peaks = []
-    for sliced in (False, True):
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as fresh:
-            peaks.append(fresh.submit(par_peak, path, sliced).result())
-    print(f"PAR, memory: {peaks[0]:.0f} MiB over {peaks[1]:.0f} MiB; largest difference {float(difference):.1e}")
-
-
-# --- multi-scale inference
-
-
-def multi_scale(rounds: int, batch: int = 8) -> None:
-    module = CAM(20, weights=None).eval().to(memory_format=torch.channels_last)
-    images, tags = torch.randn(batch, 3, 240, 320), torch.ones(batch, 20)
-
-    def together() -> None:
-        multi_scale_cams(module.seed_maps, images, tags)
-
-    def apart() -> None:
-        for index in range(batch):
-            multi_scale_cams(module.seed_maps, images[index : index + 1], tags[index : index + 1])
-
-    together()
-    ratios = [seconds(apart) / seconds(together) for _ in range(rounds)]
-    report(f"multi-scale inference, images a second, batches of {batch} over one at a time", ratios)
 
 
 if __name__ == "__main__":
