@@ -24,12 +24,12 @@ from wsss_contrast.refine import DenseCRF
 BACKBONES = {
     "resnet38d": ("seam", "seam_ppc", "eps", "eps_ppc", "deeplabv1"),
     "resnest269": ("puzzle_cam", "puzzle_cam_coco", "pnoc", "csrm", "csrm_coco", "deeplabv3plus", "deeplabv3plus_coco"),
-    "resnet101": ("deeplabv2", "deeplabv2_coco"),
+    "resnet101": ("deeplabv2", "deeplabv2_csrm", "deeplabv2_coco"),
 }
 """The configurations that replace the backbone of another, and those whose papers have it."""
 CONFIGS = sorted(cli.packaged_configs().keys() - BACKBONES.keys())
 PAIRS = ("irn", "psa")
-SEGMENTERS = ("deeplabv1", "deeplabv2", "deeplabv3plus", "deeplabv2_coco", "deeplabv3plus_coco")
+SEGMENTERS = ("deeplabv1", "deeplabv2", "deeplabv2_csrm", "deeplabv3plus", "deeplabv2_coco", "deeplabv3plus_coco")
 TINY = {
     "model.init_args.backbone": "test_resnet",
     "model.init_args.weights": "null",
@@ -98,6 +98,7 @@ def test_configuration_fits(
     options = TINY | {"data.init_args.root": str(voc_root), "trainer.fast_dev_run": "1"}
     if config == "folder":
         options = FOLDER | {"data.init_args.root": str(photos), "trainer.fast_dev_run": "1"}
+    options |= {"data.init_args.crop_size": "64", "data.init_args.resize_long": "[64, 80]"}
     masks = voc_root / "SegmentationClassAug"  # as labels, and as saliency: any grey picture of the photo's size
     if config.endswith("_coco"):
         pytest.importorskip("pycocotools")
@@ -112,14 +113,12 @@ def test_configuration_fits(
         options["data.init_args.labels"] = str(masks)
     elif config in SEGMENTERS:
         options["data.init_args.labels"] = str(masks)
-        options["data.init_args.crop_size"] = "64"
         if config.startswith("deeplabv3plus"):
             pytest.importorskip("segmentation_models_pytorch")
     elif config == "pnoc":
         options["model.init_args.second"] = "null"
     elif config.startswith("eps"):
         options["data.init_args.saliency"] = str(masks)
-        options["data.init_args.crop_size"] = "48"
     elif config not in ("cam", "puzzle_cam", "puzzle_cam_coco"):
         options["model.init_args.view_size"] = "24"
     run(monkeypatch, "fit", "--config", config, **options)

