@@ -15,7 +15,8 @@ import yaml
 from PIL import Image
 
 from wsss_contrast import cli, comparison, demo, modules
-from wsss_contrast.data import SHAPES_CLASSES, ShapesDataset, WSSSDataModule
+from wsss_contrast.data import SHAPES_CLASSES, ShapesDataset, WSSSDataModule, train_transform
+from wsss_contrast.data.voc import VOC_COUNTS
 from wsss_contrast.modules import CAM
 from wsss_contrast.nn import backbone
 from wsss_contrast.pictures import voc_palette
@@ -530,6 +531,7 @@ def test_segmenter_needs_no_tags(voc_root: Path, photos: Path, folder: Path, mon
     of_test = trained | {"data.init_args.predict_split": "test", "masks.out": "test_masks"}
     run(monkeypatch, "predict", "--config=deeplabv2", **options, **of_test)
     assert contents("test_masks").keys() == {"a_1.png", "made_by.json"}
+    monkeypatch.setitem(VOC_COUNTS, "test", 1)
     cli.main(["submit", "test_masks", str(voc_root), "--out", "results.tgz"])
 
     (photos / "tags.csv").unlink()
@@ -563,6 +565,62 @@ def test_bad_data_is_named(voc_root: Path, folder: Path, monkeypatch: pytest.Mon
     options = TINY | {"data.init_args.root": str(voc_root)}
     with pytest.raises(SystemExit, match=r"a_2\.jpg"):
         run(monkeypatch, "fit", "--config", "cam", **options)
+
+
+def test_bad_data_of_a_worker_is_named(voc_root: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "saliency").mkdir()
+    for name in ("a_1", "a_2", "a_3"):
+        Image.new("L", (8, 9)).save(folder / "saliency" / f"{name}.png")
+    options = TINY | {"data.init_args.root": str(voc_root), "data.init_args.saliency": "saliency"}
+    said = r"saliency/a_\d\.png: the saliency maps are 8x9 pixels, the photo is \d+x\d+"
+    with pytest.raises(SystemExit, match=rf"\Awsss-contrast: {said}\Z"):
+        run(monkeypatch, "fit", "--config=eps", **options | {"data.init_args.num_workers": "1"})
+
+
+TEACHER = '{"class_path": "EMATeacherCallback", "init_args": {"network": "backbone", "name": "a b"}}'
+FAULTS: dict[str, tuple[str, dict[str, str], str]] = {
+    "backbone": ("CAM", {"model.backbone": "nonsense"}, "`nonsense` is no timm model; .*"),
+    "weights": ("CAM", {"model.weights": "no.pth"}, r"weights must be .*; there is no file `no\.pth`"),
+    "stride": ("CAM", {"model.output_stride": "5"}, r".* has no output stride 5; pass .* \(AssertionError\)"),
+    "scales": ("CAM", {"model.scales": "[-1.0]"}, r"`scales` must be positive and not empty, got \(-1\.0,\)"),
+    "seed of the data": ("CAM", {"data.seed": "-1"}, "seed must not be negative, got -1"),
+    "crop": ("CAM", {"data.crop_size": "0"}, "crop_size must be at least 1, got 0"),
+    "crop of Puzzle-CAM": ("PuzzleCAM", {"data.crop_size": "40"}, "the sides of training .*, 32 px, got 40 x 40"),
+    "start": ("CSRM", {"model.start": "no.ckpt"}, r"`start`: no\.ckpt: no such checkpoint"),
+    "second": ("PNOC", {"model.second": "no.ckpt"}, r"`second`: no\.ckpt: no such checkpoint"),
+    "callback": ("CAM", {"trainer.callbacks": f"[{TEACHER}]"}, "`name` must be a Python identifier, got 'a b'"),
+    "Lightning": ("PNOC", {"trainer.accumulate_grad_batches": "2"}, "Automatic gradient accumulation is not .*"),
+    "encoder": (
+        *("Segmenter", {"model.architecture": "deeplabv3plus", "model.backbone": "test_vit"}),
+        r"`test_vit` can't be the encoder of DeepLabV3\+ .*",
+    ),
+}
+"""Wrong options by what is wrong: the model, the options, and the line that says it."""
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.filterwarnings("ignore:.*The weights must come from a checkpoint")
+def test_a_wrong_option_is_one_line(fault: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, options, said = FAULTS[fault]
+    if fault == "encoder":
+        pytest.importorskip("segmentation_models_pytorch")
+    with pytest.raises(SystemExit, match=rf"\Awsss-contrast: {said}\Z"):
+        of_shapes(monkeypatch, "fit", model, **options)
+
+
+def test_a_bug_keeps_its_traceback(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ValueError that another package raises, also in a constructor, or that is of no check of ours."""
+    bugs = {
+        "in_channels must be divisible": lambda *_, **__: torch.nn.Conv2d(3, 4, 1, groups=2),
+        "too many values to unpack": lambda *_, **__: train_transform(32, (1, 2, 3)),
+    }
+    for said, bug in bugs.items():
+        monkeypatch.setattr(CAM, "training_step", bug)
+        with pytest.raises(ValueError, match=said):
+            of_shapes(monkeypatch, "fit", "CAM")
+    monkeypatch.setattr("timm.create_model", bugs["in_channels must be divisible"])
+    with pytest.raises(ValueError, match="in_channels must be divisible"):
+        of_shapes(monkeypatch, "fit", "CAM")
 
 
 def test_demo(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data.coco_fake import SIZES, annotations
 from wsss_contrast import cli, evaluation
-from wsss_contrast.data import VOC_CLASSES, DataError
+from wsss_contrast.data import VOC_CLASSES, COCODataset, DataError
 from wsss_contrast.evaluation import evaluate
 from wsss_contrast.pictures import mask_image
 
@@ -261,6 +262,108 @@ def test_is_a_command_of_the_program(masks: Path, truth: Path, capsys: pytest.Ca
     assert (Path(out) / "scores.csv").is_file()
     with pytest.raises(SystemExit, match=r"^wsss-contrast: .*nowhere: no such folder"):
         cli.main(["evaluate", str(masks.parent / "nowhere"), str(truth)])
+
+
+# --- annotations of COCO
+
+
+@pytest.fixture
+def coco_masks(coco_root: Path) -> Path:
+    """Masks of the fake: of the image 9, person and cat are right, the lower half of all is background."""
+    pytest.importorskip("pycocotools")
+    mask = np.zeros(SIZES[9], int)
+    mask[4:20, 4:20] = 1
+    mask[10:14, 10:14] = 2
+    mask[12:] = 0
+    of_image = {f"COCO_val2014_{9:012d}": mask, f"COCO_val2014_{4:012d}": np.zeros(SIZES[4], int)}
+    return write(coco_root / "masks", {name: mask.tolist() for name, mask in of_image.items()})
+
+
+# Of the image 9 (24x32): the crowd, 8 columns, is not counted but where the person (columns 4 to 20) lies. Of the image
+# 4 (20x20), 8 pixels are dog. The fake's classes are person, cat, dog.
+PERSON, CAT, DOG = 16 * 16 - 16, 16, 8
+COUNTED = 24 * 32 - 8 * 24 + 4 * 16
+BACKGROUND = COUNTED - PERSON - CAT + 400 - DOG
+MISSED = 8 * 16 - 8 + 8 + DOG  # of person, cat and dog
+COCO_IOU = [BACKGROUND / (BACKGROUND + MISSED), (PERSON / 2) / PERSON, (CAT / 2) / CAT, 0]
+
+
+def test_truth_of_annotations(coco_masks: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same as of a folder with these masks."""
+    path = annotations(coco_masks.parent, "val2014")
+    rows = run(coco_masks, path, classes=None)
+    assert [row[0] for row in rows[1:]] == ["background", "person", "cat", "dog", "mean"]
+    assert [row[1] for row in rows[1:]] == percent(*COCO_IOU, sum(COCO_IOU) / 4)
+    data = COCODataset(coco_masks.parent, "val2014", with_mask=True)
+    true = {sample["name"]: sample["mask"].tolist() for sample in (data[0], data[2])}
+    assert run(coco_masks, write(coco_masks.parent / "true", true), classes="person cat dog") == rows
+
+
+def test_the_sheet_of_annotations(coco_masks: Path) -> None:
+    root = coco_masks.parent
+    run(coco_masks, annotations(root, "val2014"), "--photos", str(root / "val2014"), classes=None)
+    with Image.open(root / "out/sheet.png") as sheet:
+        assert sheet.height == 18 + 2 * 164 + 4
+    row = np.asarray(Image.open(root / "out/sheet.png").convert("RGB"))[18 + 164 :, 4:].astype(int)
+    picture = row[:120, 164:324]  # the truth of the image 9, 5 pixels for each
+    assert picture[60, 15].min() > 160  # the crowd is whitish
+    assert picture[30, 60, 0] - picture[30, 60, 1] > 30  # a person is dark red
+    assert picture[60, 60, 1] - picture[60, 60, 0] > 30  # a cat is dark green
+
+
+def test_a_choice_of_classes_of_annotations(coco_masks: Path) -> None:
+    """As a data module with these `classes` predicts them: their ids are of this order, and the others not counted."""
+    rows = run(coco_masks, annotations(coco_masks.parent, "val2014"), classes="dog person cat")
+    assert [row[1] for row in rows[1:4]] == percent(COCO_IOU[0], 0, 0)
+    (coco_masks / f"COCO_val2014_{4:012d}.png").unlink()
+    with pytest.raises(SystemExit, match=r"000009\.png: has the ids \[2\], expected only \[0, 1\]"):
+        run(coco_masks, annotations(coco_masks.parent, "val2014"), classes="person")
+    path = coco_masks / f"COCO_val2014_{9:012d}.png"
+    with Image.open(path) as image:
+        mask = np.asarray(image).copy()
+    mask[mask == 2] = 1
+    mask_image(mask).save(path)
+    rows = run(coco_masks, annotations(coco_masks.parent, "val2014"), classes="person")
+    assert rows[2][1] == percent((PERSON / 2) / PERSON)[0]  # what lies on the cat is not counted
+
+
+COCO_PROBLEMS: dict[str, tuple[tuple[str, ...], str]] = {
+    "ids of VOC": (("--voc-ids",), r"--voc-ids: .*instances_val2014\.json has other ids"),
+    "unknown class": (("--classes", "sheep"), "--classes: unknown class 'sheep'; known classes: person, cat, dog"),
+    "no image": (("--list", "list.txt"), r"instances_val2014\.json: has no image other \(and 1 more\)"),
+}
+
+
+@pytest.mark.parametrize("case", COCO_PROBLEMS)
+def test_problem_with_annotations(case: str, coco_masks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(coco_masks.parent)
+    write(coco_masks, {"other": [[0]], "more": [[0]]})
+    Path("list.txt").write_text(f"COCO_val2014_{9:012d}\nother\nmore\n")
+    options, message = COCO_PROBLEMS[case]
+    with pytest.raises(SystemExit, match=rf"^wsss-contrast: .*{message}"):
+        run(coco_masks, annotations(coco_masks.parent, "val2014"), *options, classes=None)
+    assert not Path("out").exists()
+
+
+def test_annotations_that_are_not_in_order(coco_masks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = annotations(coco_masks.parent, "val2014")
+
+    def refused(message: str) -> None:
+        with pytest.raises(SystemExit, match=rf"^wsss-contrast: .*{message}"):
+            run(coco_masks, path, classes=None)
+
+    name = f"COCO_val2014_{4:012d}"
+    write(coco_masks, {name: [[0] * 19] * 20})
+    refused(rf"masks/{name}\.png: the mask is 19x20 pixels, its image .*val2014\.json/{name} is 20x20")
+    write(coco_masks, {name: [[4] * 20] * 20})
+    refused(rf"masks/{name}\.png: has the ids \[4\]")
+    monkeypatch.setattr("wsss_contrast.data.coco.find_spec", lambda _: None)
+    refused(r"masks of COCO need the extra: .*\[coco\]")
+    monkeypatch.undo()
+    path.write_text("{")
+    refused(r"instances_val2014\.json: cannot be read as json")
+    path.unlink()
+    refused(r"instances_val2014\.json: no such annotations\. Get it:")
 
 
 # --- errors

@@ -11,12 +11,13 @@ import pytest
 from PIL import Image
 
 from tests.conftest import IMAGES
-from wsss_contrast import cli
+from wsss_contrast import cli, submission
 from wsss_contrast.pictures import voc_palette
 
 
 @pytest.fixture
-def masks(voc_root: Path, tmp_path: Path) -> Path:
+def masks(voc_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setitem(submission.VOC_COUNTS, "test", len(IMAGES))
     folder = tmp_path / "masks"
     folder.mkdir()
     for name, (size, ids) in IMAGES.items():
@@ -68,5 +69,21 @@ def test_what_is_refused(masks: Path, voc_root: Path) -> None:
     (masks / "a_2.png").write_bytes(good)
     (voc_root / "JPEGImages/a_3.jpg").unlink()
     refused(r"a_3\.jpg: no such photo$")
-    (voc_root / "ImageSets/Segmentation/test.txt").unlink()
-    refused(r"test\.txt")
+
+
+def test_the_list_of_the_server_is_whole(
+    masks: Path, voc_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    how = r"VOC2012test\.tar.*register.* http://host\.robots\.ox\.ac\.uk:8080"
+    monkeypatch.undo()
+    with pytest.raises(SystemExit, match=rf"(?s)^wsss-contrast: .*test\.txt: lists 3 photos, .* 1456\..*{how}"):
+        submit(masks, voc_root)
+    lists = voc_root / "ImageSets/Segmentation"
+    (lists / "test.txt").rename(lists / "val.txt")
+    with pytest.raises(SystemExit, match=rf"(?s)^wsss-contrast: .*Segmentation/test\.txt: no such list\..*{how}"):
+        submit(masks, voc_root)
+    with pytest.raises(SystemExit, match=r"^wsss-contrast: .*Segmentation/valid\.txt: no such list\.$"):
+        submit(masks, voc_root, "--split", "valid")
+    assert not (voc_root / "out").exists()
+    submit(masks, voc_root, "--split", "val")  # for practice, of any number
+    assert capsys.readouterr().out.startswith("3 masks. Written")

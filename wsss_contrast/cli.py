@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 import warnings
 from argparse import ArgumentTypeError
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 import lightning as L
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from wsss_contrast import __version__, callbacks, data, demo, evaluation, modules, submission
@@ -179,17 +181,32 @@ def main(args: Sequence[str] | None = None) -> None:
             parser_kwargs={"description": DESCRIPTION.format(names=", ".join(packaged_configs()))},
             save_config_kwargs={"overwrite": True},
         )
-    except (
-        *(data.DataError, callbacks.TapError, callbacks.OptimizerError, CheckpointError),
-        *(WorkerError, FileNotFoundError, FileExistsError, ImportError),
-    ) as error:
-        sys.exit(f"wsss-contrast: {error}")
-    except ValueError as error:
-        if not isinstance(error.__cause__, data.DataError):  # jsonargparse wraps what a constructor raises
+    except Exception as error:
+        fault = _fault(error)
+        if fault is None:
             raise
-        sys.exit(f"wsss-contrast: {error.__cause__}")
+        sys.exit(f"wsss-contrast: {fault}")
     finally:
         sys.argv = argv
+
+
+def _fault(error: BaseException | None) -> str | None:
+    """What is wrong with the arguments or the data; None for another error, whose traceback is wanted."""
+    named = (
+        *(data.DataError, callbacks.TapError, callbacks.OptimizerError, CheckpointError, MisconfigurationException),
+        *(WorkerError, FileNotFoundError, FileExistsError, ImportError),
+    )
+    while error is not None and error.__traceback__ is not None:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        # A ValueError of a `raise` in this package is a check. One of any other line is a bug.
+        check = Path(__file__).parent in Path(last.filename).parents and (last.line or "").startswith("raise ")
+        if isinstance(error, named) or (isinstance(error, ValueError) and check):
+            # Of an error in a worker of a loader, torch makes the message: a traceback, which ends in the error's own.
+            return str(error).rpartition(f"{type(error).__module__}.{type(error).__qualname__}: ")[2].strip()
+        if "jsonargparse" not in Path(last.filename).parts:  # which wraps what a constructor raises
+            return None
+        error = error.__cause__
+    return None
 
 
 def _labels(name: str) -> str:

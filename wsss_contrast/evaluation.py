@@ -18,6 +18,7 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from wsss_contrast.data import VOC_CLASSES, DataError
 from wsss_contrast.data.base import check_class_names, mask_size_problem, read_image, read_mask, some
+from wsss_contrast.data.coco import COCOMasks
 from wsss_contrast.data.folder import IMAGE_SUFFIXES
 from wsss_contrast.data.voc import read_list
 from wsss_contrast.files import write_atomically
@@ -30,7 +31,7 @@ _SHOWN = 8  # rows of the sheet
 
 def evaluate(
     masks: Path,
-    truth: Path,
+    truth: Path | COCOMasks,
     ids: Sequence[int],
     names: Sequence[str] | None = None,
     count_absent: bool = False,
@@ -40,7 +41,7 @@ def evaluate(
 
     Args:
         masks: folder of masks, ``NAME.png``, palette or grey, of class ids.
-        truth: folder of true masks with the same names and sizes.
+        truth: folder of true masks with the same names and sizes, or masks of COCO's annotations.
         ids: the ids of background and classes in both, 0 to 254. Pixels that are 255 in the truth are not counted.
         names: which masks; by default all in ``masks``.
         count_absent: count a class that occurs nowhere as IoU 0.
@@ -56,8 +57,8 @@ def evaluate(
     place[list(ids)] = np.arange(len(ids))
     confusion = torch.zeros(len(ids), len(ids), dtype=torch.long)
     for name in names:
-        path, true_path = masks / f"{name}.png", truth / f"{name}.png"
-        predicted, true = read_mask(path), read_mask(true_path)
+        path = masks / f"{name}.png"
+        predicted, (true_path, true) = read_mask(path), _true(truth, name)
         problem = mask_size_problem(path, predicted.shape, true_path, true.shape)
         if problem is not None:
             raise DataError(problem)
@@ -69,23 +70,38 @@ def evaluate(
             torch.from_numpy(place[predicted]), torch.from_numpy(place[true]), len(ids), ignore_index=NO_LABEL
         )
     if not confusion.any():
-        raise DataError(f"{truth}: no pixel to count, all are 255 or of other ids")
+        raise DataError(f"{_path(truth)}: no pixel to count, all are 255 or of other ids")
     return segmentation_scores(confusion, count_absent)
 
 
-def mask_names(masks: Path, truth: Path, names: Sequence[str] | None = None) -> list[str]:
+def mask_names(masks: Path, truth: Path | COCOMasks, names: Sequence[str] | None = None) -> list[str]:
     """The masks to score; all are there, and so is the truth of each."""
-    for folder in (masks, truth):
+    folders = [masks] if isinstance(truth, COCOMasks) else [masks, truth]
+    for folder in folders:
         if not folder.is_dir():
             raise DataError(f"{folder}: no such folder")
     chosen = sorted(path.stem for path in masks.glob("*.png")) if names is None else list(names)
     if not chosen:
         raise DataError(f"{masks}: has no masks (NAME.png)")
-    for folder in (masks, truth):
+    for folder in folders:
         missing = [str(folder / f"{name}.png") for name in chosen if not (folder / f"{name}.png").is_file()]
         if missing:
             raise DataError(f"{some(missing)}: no such mask")
+    unknown = [name for name in chosen if isinstance(truth, COCOMasks) and name not in truth]
+    if unknown:
+        raise DataError(f"{_path(truth)}: has no image {some(unknown)}")
     return chosen
+
+
+def _path(truth: Path | COCOMasks) -> Path:
+    return truth.path if isinstance(truth, COCOMasks) else truth
+
+
+def _true(truth: Path | COCOMasks, name: str) -> tuple[Path, NDArray[np.uint8]]:
+    """A true mask, and where it is from."""
+    if isinstance(truth, COCOMasks):
+        return truth.path / name, truth.read_named(name)
+    return truth / f"{name}.png", read_mask(truth / f"{name}.png")
 
 
 def as_csv(scores: SegmentationScores, classes: Sequence[str]) -> str:
@@ -115,9 +131,17 @@ def main(args: Sequence[str] | None = None) -> None:
     """Print the scores, write them to ``scores.csv``, and some masks to ``sheet.png``."""
     parser = argparse.ArgumentParser(prog="wsss-contrast evaluate", description="Score a folder of masks.")
     parser.add_argument("masks", type=Path, help="folder of masks, NAME.png")
-    parser.add_argument("truth", type=Path, help="folder of true masks of the same names and sizes; 255 is not counted")
     parser.add_argument(
-        "--classes", nargs="+", metavar="NAME", help="the classes with the ids 1, 2, ...; by default the 20 of VOC"
+        "truth",
+        type=Path,
+        help="folder of true masks of the same names and sizes; 255 is not counted. Or annotations of COCO, "
+        "instances_*.json (extra `coco`)",
+    )
+    parser.add_argument(
+        "--classes",
+        nargs="+",
+        metavar="NAME",
+        help="the classes with the ids 1, 2, ...; by default the 20 of VOC, or all that the annotations have",
     )
     parser.add_argument(
         "--voc-ids", action="store_true", help="the ids are VOC's, and --classes a choice; others are not counted"
@@ -130,14 +154,14 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/evaluate"), help="folder for scores.csv and sheet.png")
     options = parser.parse_args(args)
     try:
-        classes, ids = _classes(options.classes, options.voc_ids)
+        truth, classes, ids = _truth(options)
         if options.out.resolve() in (options.masks.resolve(), options.truth.resolve()):
             raise DataError(f"--out {options.out}: sheet.png would lie among the masks; give another folder")
         listed = None if options.list is None else read_list(options.list, spaces=True)
-        names = mask_names(options.masks, options.truth, listed)
+        names = mask_names(options.masks, truth, listed)
         uncounted = range(len(VOC_CLASSES) + 1) if options.voc_ids else ()
-        scores = evaluate(options.masks, options.truth, ids, names, options.count_absent, uncounted)
-        sheet = _sheet(options, names)
+        scores = evaluate(options.masks, truth, ids, names, options.count_absent, uncounted)
+        sheet = _sheet(options, truth, names)
         print(as_table(scores, classes))
         absent = [name for name, value in zip(classes, scores.iou.tolist(), strict=True) if math.isnan(value)]
         if absent:
@@ -146,8 +170,23 @@ def main(args: Sequence[str] | None = None) -> None:
         write_atomically(as_csv(scores, classes).encode(), options.out / "scores.csv")
         write_atomically(sheet, options.out / "sheet.png")
         print(f"{len(names)} masks. Written: {options.out / 'scores.csv'}, {options.out / 'sheet.png'}")
-    except (DataError, OSError) as error:
+    except (DataError, ImportError, OSError) as error:
         sys.exit(f"wsss-contrast: {error}")
+
+
+def _truth(options: argparse.Namespace) -> tuple[Path | COCOMasks, list[str], list[int]]:
+    """True masks, names of background and classes, and their ids."""
+    if options.truth.suffix != ".json":
+        return options.truth, *_classes(options.classes, options.voc_ids)
+    if options.voc_ids:
+        raise DataError(f"--voc-ids: {options.truth} has other ids")
+    try:
+        truth = COCOMasks(options.truth, options.classes)
+    except DataError:
+        raise
+    except ValueError as error:
+        raise DataError(f"--classes: {error}") from error
+    return truth, ["background", *truth.class_names], list(range(len(truth.class_names) + 1))
 
 
 def _classes(names: Sequence[str] | None, voc_ids: bool) -> tuple[list[str], list[int]]:
@@ -162,19 +201,18 @@ def _classes(names: Sequence[str] | None, voc_ids: bool) -> tuple[list[str], lis
     return chosen, [known.index(name) for name in chosen] if voc_ids else list(range(len(chosen)))
 
 
-def _sheet(options: argparse.Namespace, names: Sequence[str]) -> bytes:
+def _sheet(options: argparse.Namespace, truth: Path | COCOMasks, names: Sequence[str]) -> bytes:
     """Some masks beside the truth, spread evenly over the names."""
     rows = []
     for index in np.linspace(0, len(names) - 1, min(_SHOWN, len(names))).round().astype(int):
-        predicted, true = (read_mask(folder / f"{names[index]}.png") for folder in (options.masks, options.truth))
-        rows.append([_photo(options.photos, options.truth / f"{names[index]}.png", true), true, predicted])
+        predicted, (true_path, true) = read_mask(options.masks / f"{names[index]}.png"), _true(truth, names[index])
+        rows.append([_photo(options.photos, names[index], true_path, true), true, predicted])
     return png(picture_sheet(["photo", "truth", "mask"], rows))
 
 
-def _photo(folder: Path | None, mask_path: Path, mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _photo(folder: Path | None, name: str, mask_path: Path, mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
     if folder is None:
         return np.full((*mask.shape, 3), 128, np.uint8)
-    name = mask_path.stem
     files = folder.glob(f"{glob.escape(name)}.*")
     found = sorted(path for path in files if path.stem == name and path.suffix.lower() in IMAGE_SUFFIXES)
     if not found:

@@ -13,7 +13,7 @@ import numpy as np
 
 from wsss_contrast.data import VOC_CLASSES, DataError
 from wsss_contrast.data.base import mask_size_problem, read_mask, some, stored_size
-from wsss_contrast.data.voc import read_list
+from wsss_contrast.data.voc import GET_VOC_TEST, VOC_COUNTS, read_list
 from wsss_contrast.files import write_atomically
 from wsss_contrast.pictures import mask_image, png
 
@@ -59,6 +59,17 @@ def pack(masks: Path, photos: Path, names: Sequence[str], competition: str = "co
     return content.getvalue()
 
 
+def _names(path: Path) -> list[str]:
+    """The photos of a list. Another list than ``test`` may have any number: a practice."""
+    how = f" {GET_VOC_TEST}" if path.stem == "test" else ""
+    if not path.is_file():
+        raise DataError(f"{path}: no such list.{how}")
+    names = read_list(path)
+    if path.stem == "test" and len(names) != VOC_COUNTS["test"]:
+        raise DataError(f"{path}: lists {len(names)} photos, the server wants {VOC_COUNTS['test']}.{how}")
+    return names
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Check the masks and write the archive."""
     parser = argparse.ArgumentParser(
@@ -66,12 +77,16 @@ def main(args: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("masks", type=Path, help="folder of masks, NAME.png, of VOC's ids")
     parser.add_argument("root", type=Path, help="the folder VOC2012: JPEGImages and ImageSets/Segmentation/SPLIT.txt")
-    parser.add_argument("--split", default="test", help="list of the photos, in ImageSets/Segmentation")
+    parser.add_argument(
+        "--split",
+        default="test",
+        help="list of the photos, in ImageSets/Segmentation; the server takes the whole of test",
+    )
     parser.add_argument("--competition", choices=COMPETITIONS, default="comp6")
     parser.add_argument("--out", type=Path, default=Path("runs/results.tgz"), help="the archive")
     options = parser.parse_args(args)
     try:
-        names = read_list(options.root / "ImageSets/Segmentation" / f"{options.split}.txt")
+        names = _names(options.root / "ImageSets/Segmentation" / f"{options.split}.txt")
         write_atomically(pack(options.masks, options.root / "JPEGImages", names, options.competition), options.out)
     except (DataError, OSError) as error:
         sys.exit(f"wsss-contrast: {error}")

@@ -7,11 +7,12 @@ from typing import Any
 
 import lightning as L
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
 from wsss_contrast.callbacks import PrototypeContrastCallback, RegularizerCallback, TapError
-from wsss_contrast.callbacks.taps import as_maps, token_grid
+from wsss_contrast.callbacks.taps import Recorder, as_maps, token_grid
 from wsss_contrast.modules import CAM, SEAM
 
 from .hosts import (
@@ -314,9 +315,48 @@ def test_token_grid(tokens: int, image: tuple[int, int], grid: tuple[int, int]) 
     assert token_grid(tokens, image) == grid
 
 
-def test_token_grid_refuses_what_is_no_grid() -> None:
+@pytest.mark.parametrize(
+    ("tokens", "image", "prefix", "grid"),
+    [
+        (2 * 2 + 5, (32, 32), 5, (2, 2)),
+        (4 * 4 + 9, (64, 64), 9, (4, 4)),
+        (6 * 4 + 1, (100, 70), 1, (6, 4)),  # of patches of 16, once its sides are 96 and 64
+        (4 * 5, (64, 80), 1, (4, 5)),  # a module before the prefix is put there
+        (9, (32, 32), None, (3, 3)),
+    ],
+)
+def test_token_grid_behind_a_known_prefix(
+    tokens: int, image: tuple[int, int], prefix: int | None, grid: tuple[int, int]
+) -> None:
+    assert token_grid(tokens, image, prefix) == grid
+
+
+def test_every_cut_into_whole_patches_is_found_again() -> None:
+    for height in range(32, 200, 7):
+        for width in range(32, 200, 9):
+            grid = (round(height / 16), round(width / 16))
+            if height % 16 != 8 or width % 16 != 8:  # two sides that were rounded over a half are refused
+                assert token_grid(grid[0] * grid[1] + 5, (height, width), 5) == grid
+
+
+def test_a_tap_knows_the_prefix_of_its_transformer() -> None:
+    host = nn.ModuleDict({"vit": timm.create_model("test_vit", num_classes=0, reg_tokens=4, dynamic_img_size=True)})
+    recorder = Recorder(host, {"tokens": "vit.blocks.3"})
+    with recorder.recording():
+        host["vit"](torch.randn(1, 3, 32, 32))
+    captured = recorder.view(0)
+    tokens = captured.tensor("tokens", "vit.blocks.3")
+    assert tokens.shape[1] == 9
+    for tap, prefix in (("vit.blocks.3", 5), (("vit.blocks.3.norm1", 0), 5), (lambda outputs: tokens, None)):
+        assert captured.prefix_tokens(tap) == prefix
+    maps = as_maps("tokens", tokens, "NLC", (32, 32), 5)
+    assert torch.equal(maps, tokens[:, 5:].transpose(1, 2).unflatten(2, (2, 2)))
+
+
+@pytest.mark.parametrize("prefix", [None, 1])
+def test_token_grid_refuses_what_is_no_grid(prefix: int | None) -> None:
     with pytest.raises(TapError, match="40 tokens are no grid of square patches of a 30 x 70 image"):
-        token_grid(40, (30, 70))
+        token_grid(40, (30, 70), prefix)
 
 
 def test_token_order_and_4d_maps_of_a_token_host() -> None:

@@ -1,4 +1,4 @@
-"""Regularizers of patch tokens on a vision transformer of timm, and PPC with a memory on one."""
+"""Regularizers of patch tokens on a vision transformer of timm, and contrasts with a memory on one."""
 
 from __future__ import annotations
 
@@ -7,20 +7,23 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from tests.literal import token_pairs as literal
 from tests.modules.tiny import CLASSES, OPTIONS, loader, trainer
 from wsss_contrast.callbacks import (
     AttentionAffinityCallback,
+    EMATeacherCallback,
     PatchTokenContrastCallback,
     PrototypeContrastCallback,
     TapError,
+    UnreliablePixelContrastCallback,
     timm_attention,
 )
 from wsss_contrast.data import as_photos
 from wsss_contrast.functional import attention_scores
-from wsss_contrast.losses import PrototypeContrast
+from wsss_contrast.losses import CSRMSchedule, PrototypeContrast, UnreliablePixelContrast
 from wsss_contrast.modules import CAM
 from wsss_contrast.nn import AttentionAffinityHead, ClassMemoryBank
 
@@ -109,6 +112,17 @@ def test_patch_token_contrast(tmp_path: Path) -> None:
     assert moved(host, plain, "backbone.net.blocks.5")
 
 
+def test_photos_that_are_resized_to_whole_patches(tmp_path: Path) -> None:
+    """100 x 70 px are 6 x 4 patches, which are not square on the photo."""
+    generator, shapes = torch.Generator().manual_seed(0), []
+    photos = [{"image": torch.randn(3, 100, 70, generator=generator), "tags": torch.ones(CLASSES)} for _ in range(2)]
+    callback = token_contrast()
+    real = callback.loss.forward
+    callback.loss.forward = lambda features, labels: (shapes.append(features.shape[2:]), real(features, labels))[1]
+    trainer(tmp_path, max_steps=1, callbacks=[callback]).fit(vit(), DataLoader(photos, batch_size=2))
+    assert shapes == [(6, 4)]
+
+
 def test_attention_affinity(tmp_path: Path) -> None:
     refined, cams = [], []
 
@@ -161,6 +175,57 @@ def test_prototype_contrast_with_a_memory(tmp_path: Path) -> None:
     _, logged = run(tmp_path, callback, steps=2)
     assert all(torch.isfinite(torch.as_tensor(value)) for values in logged for value in values.values())
     assert int(callback.parts.loss.bank.counts.sum()) > 0
+
+
+class Segmenting(CAM):
+    """Segments by its features as well."""
+
+    def __init__(self) -> None:
+        super().__init__(CLASSES, **OPTIONS | VIT)
+        self.segmenter = nn.Conv2d(self.backbone.out_channels, CLASSES + 1, kernel_size=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features, _ = self.backbone(images)
+        self.segmenter(features)
+        return self.classifier(features)
+
+
+def test_contrast_of_unreliable_pixels(tmp_path: Path) -> None:
+    """Of the last tokens with a memory of them: positive in each step, and the transformer gets a gradient of it."""
+    torch.manual_seed(0)
+    host, slopes = Segmenting(), []
+    logged = Logged(host)
+    loss = UnreliablePixelContrast(
+        CLASSES + 1, 8, queries=4, negatives=5, query_confidence=0.0, negative_confidence=1.0
+    )
+    callback = UnreliablePixelContrastCallback(
+        loss,
+        "backbone.net.blocks.5",
+        "classifier",
+        "segmenter",
+        in_channels=host.backbone.out_channels,
+        schedule=CSRMSchedule(warmup=0.0),
+        layout="NLC",
+    )
+    real = callback.compare
+
+    def watched(*args: Any) -> Tensor:
+        term = real(*args)
+        (slope,) = torch.autograd.grad(
+            term, host.get_parameter("backbone.net.blocks.5.attn.qkv.weight"), retain_graph=True
+        )
+        slopes.append(slope)
+        return term
+
+    callback.compare = watched
+    batches = [{**data, "labeled": 1} for data in loader()] * 2
+    teacher = EMATeacherCallback("backbone", copy_steps=1)
+    trainer(tmp_path, max_steps=3, callbacks=[teacher, callback]).fit(host, DataLoader(batches, batch_size=None))
+    values = torch.stack([torch.as_tensor(row["train/unreliable_contrast/contrast"]) for row in logged.values])
+    assert len(values) == len(slopes) == 3
+    assert bool(((values > 0) & values.isfinite()).all())
+    assert all(bool(slope.isfinite().all()) and slope.abs().max() > 0 for slope in slopes)
+    assert bool((loss.bank.counts > 0).any())
 
 
 def test_all_at_once_in_any_order(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The VOC layout: tags from every source, mapped masks, and an error that names the file."""
 
 import pickle
+import shlex
 import shutil
 from pathlib import Path
 
@@ -8,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.io import savemat
 from torch.utils.data import DataLoader
 
-from wsss_contrast.data import VOC_CLASSES, DataError, VOCDataset, denormalize
+from wsss_contrast.data import VOC_CLASSES, DataError, VOCDataModule, VOCDataset, denormalize
+from wsss_contrast.data.voc import GET_VOC, VOC_COUNTS, add_sbd
 
 CLASSES = ["person", "cat", "dog"]  # on purpose not in VOC order
 EXPECTED = [[1, 1, 0], [0, 0, 1], [0, 1, 0]]
@@ -120,7 +123,17 @@ AT_INIT = {
     "name twice": (_write(LIST, "a_1\na_1\n"), {}, r"train\.txt, line 2: a_1 is listed twice"),
     "two columns": (_write(LIST, "a_1 1\na_2 -1\n"), {}, r"train\.txt, line 1: expected one name.*'a_1 1'"),
     "missing image": (_remove("JPEGImages/a_2.jpg"), {}, r"missing image: .*JPEGImages.a_2\.jpg$"),
-    "missing images": (_remove("JPEGImages"), {}, r"missing image: .*a_1\.jpg \(and 2 more\)"),
+    "missing images": (
+        lambda root: [(root / f"JPEGImages/{name}.jpg").unlink() for name in ("a_1", "a_3")],
+        {},
+        r"missing image: .*a_1\.jpg \(and 1 more\)$",
+    ),
+    "no images": (_remove("JPEGImages"), {}, r"(?s)JPEGImages: no such folder, all images are missing\. Get it:.*wget"),
+    "no annotations": (
+        _remove("Annotations"),
+        {"tags": "xml"},
+        r"(?s)Annotations: no such folder, all annotations are missing\. Get it:.*wget",
+    ),
     "no tags file": (_remove("tags.csv"), {}, r"tags\.csv: no such tags file"),
     "no line": (_write("tags.csv", "name,tags\na_1,cat\na_3,\n"), {}, r"tags\.csv: has no line for a_2$"),
     "wrong header": (_write("tags.csv", "file,labels\na_1,cat\n"), {}, r"tags\.csv: the header.*'file'"),
@@ -269,7 +282,87 @@ def test_official_counts(voc_root: Path) -> None:
     assert len(VOCDataset(voc_root, "mine", official=True)) == 1  # a list of one's own has no number to have
 
 
+@pytest.mark.parametrize("split", ["train_aug", "train", "val", "trainval", "test"])
+@pytest.mark.parametrize("options", [{}, {"tags": "xml"}, {"tags": "masks"}, {"tags": "none", "classes": ["dog"]}])
+def test_the_number_is_of_the_list(voc_root: Path, split: str, options: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever the list lies, and wherever tags, masks and labels come from."""
+    data = VOCDataModule(str(voc_root), split, split, predict_split=split, crop_size=16, official=True, **options)
+    (voc_root / "lists").mkdir()
+    for folder in ("ImageSets/Segmentation", "lists"):
+        (voc_root / folder / f"{split}.txt").write_text("a_1\na_2\n")
+    data.labels = str(voc_root / "SegmentationClassAug")
+    for stage in ("fit", "validate", "predict"):
+        with pytest.raises(DataError, match=rf"{split} has 2 images, the field's list {VOC_COUNTS[split]} "):
+            data.setup(stage)
+    with pytest.raises(DataError, match=r"has 2 images, the field's list"):
+        VOCDataset(voc_root, voc_root / f"lists/{split}.txt", official=True, **options)
+    monkeypatch.setitem(VOC_COUNTS, split, 2)
+    data.setup()
+    assert (len(data.train_set), len(data.val_set), len(data.predict_set)) == (2, 2, 2)
+    assert len(VOCDataset(voc_root, voc_root / f"lists/{split}.txt", official=True, **options)) == 2
+
+
 def test_how_to_get_what_is_missing(voc_root: Path) -> None:
     for root, split in ((voc_root / "nowhere", "train"), (voc_root, "train_aug")):
-        with pytest.raises(DataError, match=r"(?s)no such (folder|list).*wget http"):
+        with pytest.raises(DataError, match=r"(?s)no such (folder|list).*wget http.*wget http.*add_sbd"):
             VOCDataset(root, split)
+    with pytest.raises(DataError, match=r"(?s)test\.txt: no such list, .*VOC2012test\.tar"):
+        VOCDataset(voc_root, "test")
+    (voc_root / "ImageSets/Segmentation/test.txt").write_text("a_1\n")
+    with pytest.raises(DataError, match=r"(?s)test has 1 images, the field's list 1456 .*VOC2012test\.tar"):
+        VOCDataset(voc_root, "test", official=True)
+
+
+@pytest.fixture
+def sbd(voc_root: Path) -> Path:
+    """SBD beside VOC: it has a mask of `a_1`, which VOC has too, and of `a_3`; VOC's masks are of `a_1` and `a_2`."""
+    (voc_root / "SegmentationClassAug").rename(voc_root / "SegmentationClass")
+    (voc_root / "SegmentationClass/a_3.png").unlink()
+    for split, names in {"train": "a_1", "val": "a_2"}.items():
+        (voc_root / f"ImageSets/Segmentation/{split}.txt").write_text(f"{names}\n")
+    folder = voc_root / "benchmark_RELEASE/dataset"
+    (folder / "cls").mkdir(parents=True)
+    (folder / "train.txt").write_text("a_3\na_2\n")
+    (folder / "val.txt").write_text("a_1\n")
+    for name in ("a_1", "a_2", "a_3"):
+        mask = np.full((20, 20), 9, np.uint8)
+        mask[:5] = 0
+        savemat(folder / f"cls/{name}.mat", {"GTcls": {"Boundaries": np.zeros((20, 1)), "Segmentation": mask}})
+    return folder.parent
+
+
+def test_sbd_is_added_by_the_command(sbd: Path, voc_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = shlex.split(GET_VOC.splitlines()[-1])
+    assert command[:2] == ["python", "-c"]
+    (voc_root / "VOC2012").symlink_to(voc_root)
+    monkeypatch.chdir(voc_root)
+    exec(command[2], {})
+    data = VOCDataset(voc_root, "train_aug", tags="masks", with_mask=True)
+    assert data.names == ["a_1", "a_3"]  # of SBD and of `train`; `a_2` is of `val`
+    assert data[0]["mask"][:6, 0].tolist() == [255, 8, 8, 15, 15, 0]  # VOC's own mask where it has one
+    assert data[1]["mask"][4:6].unique().tolist() == [0, 9]
+    assert VOCDataset(voc_root, "val", tags="masks", with_mask=True)[0]["mask"].unique().tolist() == [0, 12, 255]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_remove("benchmark_RELEASE/dataset/val.txt"), r"(?s)dataset/val\.txt: no such list\. Get it:.*benchmark\.tgz"),
+        (_remove("ImageSets/Segmentation/val.txt"), r"Segmentation/val\.txt: no such list"),
+        (_remove("benchmark_RELEASE/dataset/cls/a_3.mat"), r"a_3\.mat: cannot be read as a mask of SBD"),
+        (_remove("SegmentationClass/a_1.png"), r"missing mask: .*SegmentationClass/a_1\.png$"),
+        (_remove("SegmentationClass/a_2.png"), r"missing mask: .*SegmentationClass/a_2\.png$"),
+        (_remove("SegmentationClass"), r"SegmentationClass: no such folder, all masks are missing\."),
+        (_write("benchmark_RELEASE/dataset/cls/a_3.mat", ""), r"a_3\.mat: cannot be read as a mask of SBD"),
+        (_write("benchmark_RELEASE/dataset/cls/a_3.mat", "<html>" * 99), r"a_3\.mat: cannot be read as a mask of SBD"),
+        (
+            lambda root: savemat(root / "benchmark_RELEASE/dataset/cls/a_3.mat", {"GTinst": 1}),
+            r"a_3\.mat: cannot be read as a mask of SBD.*GTcls",
+        ),
+    ],
+)
+def test_what_sbd_lacks_is_named(change, message: str, sbd: Path, voc_root: Path) -> None:
+    change(voc_root)
+    with pytest.raises(DataError, match=message):
+        add_sbd(sbd, voc_root)
+    assert not (voc_root / "ImageSets/Segmentation/train_aug.txt").exists()

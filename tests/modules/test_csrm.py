@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from wsss_contrast.callbacks import PrototypeContrastCallback
+from wsss_contrast.checkpoints import CheckpointError
 from wsss_contrast.data import SHAPES_CLASSES, DataError, ShapesDataModule
 from wsss_contrast.modules import CSRM, PuzzleCAM
 
@@ -84,7 +85,12 @@ def test_starts_from_puzzle_cam(tmp_path: Path) -> None:
 def test_a_start_that_is_none(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"`start`: nothing\.ckpt: no such checkpoint"):
         module = csrm(start="nothing.ckpt")
-    with pytest.raises(ValueError, match=r"`start`: nothing\.ckpt: no such checkpoint"):
+    with pytest.raises(CheckpointError, match=r"`start`: nothing\.ckpt: no such checkpoint"):
+        trainer(tmp_path, max_steps=1, max_epochs=-1).fit(module, datamodule=data())
+    torch.save({"state_dict": {}}, tmp_path / "empty.ckpt")
+    with pytest.warns(UserWarning, match=r"`start`: the backbone of .*empty\.ckpt is another"):
+        module = csrm(start=str(tmp_path / "empty.ckpt"))
+    with pytest.raises(CheckpointError, match=r"`start`: the backbone of .*empty\.ckpt is another"):
         trainer(tmp_path, max_steps=1, max_epochs=-1).fit(module, datamodule=data())
 
 

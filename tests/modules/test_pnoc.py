@@ -195,7 +195,7 @@ def test_an_error_within_a_step_leaves_no_network_frozen(tmp_path: Path) -> None
     module = pnoc()
     learning = [name for name, p in module.named_parameters() if p.requires_grad]
     with pytest.raises(ValueError, match="multiples of twice the stride"):
-        trainer(tmp_path).fit(module, loader(side=48))
+        trainer(tmp_path).fit(module, loader(side=56))
     assert [name for name, p in module.named_parameters() if p.requires_grad] == learning
 
 

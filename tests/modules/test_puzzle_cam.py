@@ -112,14 +112,25 @@ def test_channels_are_not_dropped_unless_that_is_asked_for() -> None:
     assert puzzle_cam(alpha=2.5, lr=0.5).hparams["alpha"] == 2.5
 
 
-@pytest.mark.parametrize(
-    ("side", "message"), [(63, "63 x 63 can't be cut"), (80, "6 x 6 for 5 x 5; .*multiples of twice the stride")]
-)
-def test_images_whose_tiles_do_not_merge_are_refused(side: int, message: str) -> None:
+@pytest.mark.parametrize("size", [(63, 63), (80, 80), (64, 80), (56, 56), (504, 504)])
+def test_images_whose_tiles_do_not_lie_on_their_maps_are_refused(size: tuple[int, int]) -> None:
+    """Also of 56 px: 3.5 cells make 4, and 1.75 of a tile make 2, which is 4 merged."""
     module = puzzle_cam()
     module.log = module.log_dict = lambda *args, **kwargs: None
-    with pytest.raises(ValueError, match=message):
-        module.training_step({"image": torch.randn(2, 3, side, side), "tags": torch.ones(2, CLASSES)})
+    sides = " x ".join(map(str, size))
+    with pytest.raises(ValueError, match=f"multiples of twice the stride of the maps, 32 px, got {sides}"):
+        module.training_step({"image": torch.randn(2, 3, *size), "tags": torch.ones(2, CLASSES)})
+
+
+@pytest.mark.parametrize(
+    ("options", "side"), [({"output_stride": 8}, 80), ({"backbone": "test_vit", "output_stride": None}, 96)]
+)
+def test_sides_go_by_the_stride_of_the_maps(options: dict[str, Any], side: int) -> None:
+    module, data = puzzle_cam(**options), {"image": torch.randn(2, 3, side, side), "tags": torch.ones(2, CLASSES)}
+    module.log = module.log_dict = lambda *args, **kwargs: None
+    assert module.training_step(data) > 0
+    with pytest.raises(ValueError, match=f"got {side + 8} x {side}"):
+        module.training_step(data | {"image": torch.randn(2, 3, side + 8, side)})
 
 
 def test_alpha_that_cannot_be() -> None:

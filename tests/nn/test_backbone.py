@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -372,6 +373,29 @@ def test_weights_from_a_file(tmp_path: Path, classifier: bool) -> None:
     torch.save(source.state_dict(), tmp_path / "weights.pt")
     backbone = TimmBackbone("test_resnet", str(tmp_path / "weights.pt"), None)
     assert torch.equal(backbone.net.conv1[0].weight, source.conv1[0].weight)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"hello", r"cannot be read as weights \(.*\)"),
+        (b"", r"cannot be read as weights \(EOFError: \)"),
+        ({"a": np.zeros(2)}, r"cannot be read as weights \(UnpicklingError: Weights only load failed\)"),
+        ([torch.zeros(1)], "must be a dict of tensors by name, is a list"),
+        ({"epoch": 1}, "must be a dict of tensors by name, has int under 'epoch'"),
+        ({1: torch.zeros(1)}, "must be a dict of tensors by name, has Tensor under 1"),
+    ],
+    ids=["text", "empty", "numpy", "list", "number", "no name"],
+)
+@pytest.mark.parametrize("name", ["test_resnet", "resnet38d"])
+def test_a_file_of_something_else(name: str, content: object, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with torch.device("meta"), pytest.raises(ValueError, match=rf"\A{path}: {said}\Z"):
+        TimmBackbone(name, str(path), None)
 
 
 @needs_wheel

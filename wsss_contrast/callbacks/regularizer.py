@@ -390,7 +390,8 @@ class RegularizerCallback(L.Callback):
         for label, tap in self._at.taps.items():
             if label == "cams" and self._linear is not None:
                 continue
-            view[label] = as_maps(label, captured.tensor(label, tap), self.layout, image_size)
+            value = captured.tensor(label, tap)
+            view[label] = as_maps(label, value, self.layout, image_size, captured.prefix_tokens(tap))
         if self._linear is not None:
             view["cams"] = self._linear_cams(view["features"])
         return view

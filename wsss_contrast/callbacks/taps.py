@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -199,20 +198,32 @@ class Captured(Mapping[str, Any]):
             raise TapError(f"`{label}`: {shown} gave a {type(value).__name__}, not a tensor")
         return value
 
+    def prefix_tokens(self, tap: Tap) -> int | None:
+        """How many tokens stand before the patches in the timm transformer that a tap names a part of, if it does."""
+        name = tapped_name(tap)
+        while name:
+            count = getattr(self._recorder.host.get_submodule(name), "num_prefix_tokens", None)
+            if isinstance(count, int):
+                return count
+            name = name.rpartition(".")[0]
+        return None
 
-def as_maps(label: str, value: Tensor, layout: Layout, image_size: tuple[int, int]) -> Tensor:
+
+def as_maps(
+    label: str, value: Tensor, layout: Layout, image_size: tuple[int, int], prefix: int | None = None
+) -> Tensor:
     """Bring an output to (N, C, h, w).
 
     Args:
         label: what it is, for errors.
-        value: ``NCHW`` or ``NHWC``: 4-D. ``NLC``: (N, L, C) tokens, of which the last h w are the grid in row order;
-            the grid is the one with the image's aspect ratio that leaves the fewest prefix tokens. 4-D outputs of an
-            ``NLC`` host are NCHW.
+        value: ``NCHW`` or ``NHWC``: 4-D. ``NLC``: (N, L, C) tokens, of which the last h w are the grid in row order,
+            see :func:`token_grid`. 4-D outputs of an ``NLC`` host are NCHW.
         layout: order of the dimensions.
         image_size: height and width of the image, for the token grid.
+        prefix: how many tokens stand before the grid, if that is known.
     """
     if layout == "NLC" and value.dim() == 3:
-        height, width = token_grid(value.shape[1], image_size)
+        height, width = token_grid(value.shape[1], image_size, prefix)
         return value[:, -height * width :].transpose(1, 2).reshape(value.shape[0], -1, height, width)
     if value.dim() != 4:
         hint = "; is it a token map (layout='NLC')?" if value.dim() == 3 else ""
@@ -220,15 +231,28 @@ def as_maps(label: str, value: Tensor, layout: Layout, image_size: tuple[int, in
     return value.permute(0, 3, 1, 2) if layout == "NHWC" else value
 
 
-def token_grid(tokens: int, image_size: tuple[int, int]) -> tuple[int, int]:
-    """Height and width of the patch grid of an image among ``tokens`` tokens, of which a few lead as prefix."""
+def token_grid(tokens: int, image_size: tuple[int, int], prefix: int | None = None) -> tuple[int, int]:
+    """Height and width of the grid of square patches of an image among ``tokens`` tokens, of which a few lead.
+
+    With ``prefix`` of them in front, the image may have been resized to whole patches before, each side to the nearest
+    number. Where that is unknown, or no grid is left (a module before the prefix is put there), it is the grid with the
+    image's own aspect ratio that leaves the fewest in front: of 9 tokens of a square image 3 x 3, though 2 x 2 patches
+    and five more may be meant.
+    """
     height, width = image_size
-    for prefix in range(0, min(tokens, 17)):
-        rows = round(math.sqrt((tokens - prefix) * height / width))
-        if rows and (tokens - prefix) % rows == 0:
-            columns = (tokens - prefix) // rows
-            # Square patches: both sides are cut into pieces of one size.
-            if math.isclose(height / rows, width / columns, rel_tol=1e-6):
+    guesses = [(count, 0.0) for count in range(17)]
+    if prefix is not None:
+        guesses.insert(0, (prefix, 0.49))
+    for count, off in guesses:
+        patches = tokens - count
+        for rows in range(1, patches + 1):
+            columns, left = divmod(patches, rows)
+            # Some size of a patch fits both sides, which are so many patches or off by a part of one.
+            if (
+                not left
+                and height * (columns - off) <= width * (rows + off)
+                and width * (rows - off) <= height * (columns + off)
+            ):
                 return rows, columns
     raise TapError(
         f"{tokens} tokens are no grid of square patches of a {height} x {width} image (with at most 16 more in front)"

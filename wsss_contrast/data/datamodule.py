@@ -260,7 +260,8 @@ class VOCDataModule(WSSSDataModule):
         unlabeled_batch_size: see :class:`WSSSDataModule`.
         labels: folder of label images for training, see :class:`WSSSDataModule`.
         saliency: folder of saliency maps for training, see :class:`WSSSDataModule`.
-        official: ``train_aug``, ``train`` and ``val`` must have as many images as the field's lists.
+        official: lists called ``train_aug``, ``train``, ``val``, ``trainval`` or ``test`` must have as many images as
+            the field's.
     """
 
     def __init__(
@@ -331,7 +332,7 @@ class COCODataModule(WSSSDataModule):
         val_split: split to validate on.
         threshold_split: split on which the background threshold is chosen; by default ``train_split``.
         classes: the classes to use; by default all 80.
-        official: the splits must have as many images as COCO's.
+        official: the splits must have as many images as COCO's, and the 80 categories.
         crop_size: side of a training crop, in pixels.
         resize_long: smallest and largest longest side of a training image before the crop, in pixels.
         batch_size: training images a batch, in each process.

@@ -1,5 +1,6 @@
 """Datasets in the layout of PASCAL VOC."""
 
+import shutil
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -20,7 +21,9 @@ from wsss_contrast.data.base import (
     some,
     stored_size,
 )
+from wsss_contrast.files import write_atomically
 from wsss_contrast.functional import NO_LABEL
+from wsss_contrast.pictures import mask_image, png
 
 VOC_CLASSES = (
     "aeroplane",
@@ -46,14 +49,20 @@ VOC_CLASSES = (
 )
 """The 20 classes of PASCAL VOC. The one at position ``i`` has the id ``i + 1`` in the masks."""
 
-VOC_COUNTS = {"train_aug": 10582, "train": 1464, "val": 1449}
+VOC_COUNTS = {"train_aug": 10582, "train": 1464, "val": 1449, "trainval": 2913, "test": 1456}
 """How many images the field's lists of VOC 2012 have."""
 
 GET_VOC = """Get it:
-  wget http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar
+  wget https://thor.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar
   tar xf VOCtrainval_11-May-2012.tar --strip-components=1   # gives VOC2012/
-`train_aug` and `SegmentationClassAug` are not in the archive: the field's list of 10,582 names and the masks of SBD
-(Hariharan et al., ICCV 2011) in VOC's ids, as ImageSets/Segmentation/train_aug.txt and SegmentationClassAug/."""
+`train_aug` and `SegmentationClassAug` are not in the archive. Make them of it and of SBD (Hariharan et al., ICCV 2011):
+  wget https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/benchmark.tgz
+  tar xf benchmark.tgz   # gives benchmark_RELEASE/
+  python -c 'from wsss_contrast.data.voc import add_sbd; add_sbd("benchmark_RELEASE", "VOC2012")'"""
+
+GET_VOC_TEST = """VOC's list and photos of `test` are in VOC2012test.tar. The evaluation server gives it to those who
+register there, http://host.robots.ox.ac.uk:8080
+  tar xf VOC2012test.tar --strip-components=1   # adds to VOC2012/"""
 
 MASK_FOLDERS = ("SegmentationClassAug", "SegmentationClass")
 
@@ -77,7 +86,8 @@ class VOCDataset(TaggedImageDataset):
         transform: an albumentations pipeline; by default :func:`eval_transform`.
         with_mask: whether a sample carries its mask.
         seed: seed of the augmentation.
-        official: ``train_aug``, ``train`` and ``val`` must have as many images as the field's lists.
+        official: a list called ``train_aug``, ``train``, ``val``, ``trainval`` or ``test`` must have as many images as
+            the field's, wherever it lies. Lists of other names are not checked.
 
     Raises:
         DataError: on a file that is missing or wrong, with its name; where a folder or list is missing, also how to
@@ -101,11 +111,11 @@ class VOCDataset(TaggedImageDataset):
         if not self.root.is_dir():
             raise DataError(f"{self.root}: no such folder. {GET_VOC}")
         self.names = _read_list(self.root, split)
-        found, expected = len(self.names), VOC_COUNTS.get(str(split), len(self.names))
+        found, expected = len(self.names), VOC_COUNTS.get(Path(split).stem, len(self.names))
         if official and found != expected:
             raise DataError(
                 f"{self.root}: {split} has {found} images, the field's list {expected} (official=False takes others). "
-                f"{GET_VOC}"
+                f"{_get(split)}"
             )
         self._images = self.root / "JPEGImages"
         _check_files(self._images, self.names, ".jpg", "image")
@@ -182,9 +192,13 @@ def _read_list(root: Path, split: str | Path) -> list[str]:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in lists.glob("*.txt"))) or "none"
         raise DataError(
-            f"{lists / f'{split}.txt'}: no such list, and {split} is no file; lists there: {known}. {GET_VOC}"
+            f"{lists / f'{split}.txt'}: no such list, and {split} is no file; lists there: {known}. {_get(split)}"
         )
     return read_list(path)
+
+
+def _get(split: str | Path) -> str:
+    return GET_VOC_TEST if Path(split).stem == "test" else GET_VOC
 
 
 def read_list(path: Path, spaces: bool = False) -> list[str]:
@@ -236,7 +250,47 @@ def _check_tags(tags: list[str], where: str) -> list[str]:
 
 
 def _check_files(folder: Path, names: list[str], suffix: str, kind: str) -> None:
-    there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder, all {kind}s are missing. {GET_VOC}")
+    there = {path.name for path in folder.iterdir()}
     missing = [str(folder / f"{name}{suffix}") for name in names if f"{name}{suffix}" not in there]
     if missing:
         raise DataError(f"missing {kind}: {some(missing)}")
+
+
+def add_sbd(sbd: str | Path, root: str | Path) -> None:
+    """Add the list ``train_aug`` and the masks of it and of ``val`` to a folder in VOC layout.
+
+    The list has the names of SBD and of VOC's ``train`` that are not in ``val``: 10,582. ``SegmentationClassAug`` has
+    VOC's own masks of ``train`` and ``val``, and those of SBD for the others.
+
+    Args:
+        sbd: the folder ``benchmark_RELEASE`` of SBD's archive.
+        root: the folder ``VOC2012`` of VOC's archive.
+
+    Raises:
+        DataError: on a list or mask that is missing or can't be read, with its name. Then there is no ``train_aug``.
+    """
+    from scipy.io import loadmat  # type: ignore[import-untyped]  # slow to import
+
+    source, root = Path(sbd) / "dataset", Path(root)
+    train, val = _read_list(root, "train"), _read_list(root, "val")
+    of_sbd: list[str] = []
+    for path in (source / "train.txt", source / "val.txt"):
+        if not path.is_file():
+            raise DataError(f"{path}: no such list. {GET_VOC}")
+        of_sbd += read_list(path)
+    names = sorted({*train, *of_sbd} - {*val})
+    folder, own = root / MASK_FOLDERS[0], root / MASK_FOLDERS[1]
+    _check_files(own, [*train, *val], ".png", "mask")
+    folder.mkdir(exist_ok=True)
+    for name in [*train, *val]:
+        shutil.copyfile(own / f"{name}.png", folder / f"{name}.png")
+    for name in sorted({*names} - {*train}):
+        path = source / "cls" / f"{name}.mat"
+        try:
+            content = png(mask_image(loadmat(path)["GTcls"]["Segmentation"][0, 0]))
+        except Exception as error:  # of many kinds
+            raise DataError(f"{path}: cannot be read as a mask of SBD ({error!r})") from error
+        write_atomically(content, folder / f"{name}.png")
+    write_atomically("\n".join([*names, ""]).encode(), root / "ImageSets" / "Segmentation" / "train_aug.txt")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wsss_contrast.functional import draw_tag, erase, erasing_masks, merge_tiles, puzzle_alpha, tile
+from wsss_contrast.functional import draw_tag, erase, erasing_masks, puzzle_alpha
 from wsss_contrast.losses import MultilabelSoftMargin
 from wsss_contrast.training import planned_steps, progress, step_generator
 
@@ -122,8 +122,7 @@ class PNOC(PuzzleCAM):
     ) -> tuple[Tensor, dict[str, Any]]:
         """A step of the generator; its maps, and what is logged."""
         self.second.eval()
-        cams = self(images)
-        merged = merge_tiles(self(tile(images)))
+        cams, merged = self.whole_and_merged(images)
         dimmed = erase(images, erasing_masks(cams, drawn, (images.shape[-2], images.shape[-1])))
         terms = {
             "classification": self.classification(cams, tags),

@@ -20,7 +20,7 @@ class PuzzleCAM(CAM):
     Arguments, batches and validation are those of :class:`~wsss_contrast.modules.CAM`.
 
     The sides of training images must be multiples of twice the maps' stride (32 px at ``output_stride`` 16), else the
-    tiles' maps do not merge to the image's size and the step raises an error.
+    tiles' maps do not lie on the image's and the step raises an error.
 
     Logged: ``train/classification``, ``train/tiled_classification``, ``train/reconstruction`` (without its weight),
     ``train/alpha`` and ``train/loss``.
@@ -50,10 +50,23 @@ class PuzzleCAM(CAM):
         steps = self.trainer.estimated_stepping_batches if self._trainer is not None else 1
         return puzzle_alpha(self.global_step, max(steps, 1), self.alpha)
 
+    def whole_and_merged(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The maps of images and those of their tiles, merged.
+
+        Raises:
+            ValueError: a side is no multiple of twice the maps' stride.
+        """
+        (height, width), side = images.shape[-2:], 2 * self.backbone.net.feature_info[-1]["reduction"]
+        if height % side or width % side:
+            raise ValueError(
+                f"the sides of training images must be multiples of twice the stride of the maps, {side} px, got "
+                f"{height} x {width}"
+            )
+        return self(images), merge_tiles(self(tile(images)))
+
     def training_step(self, batch: dict[str, Any]) -> Tensor:
         images, tags = batch["image"], batch["tags"]
-        cams = self(images)
-        merged = merge_tiles(self(tile(images)))
+        cams, merged = self.whole_and_merged(images)
         losses = {
             "classification": self.classification(cams, tags),
             "tiled_classification": self.classification(merged, tags),

@@ -35,14 +35,14 @@ class Start:
             return
         try:
             self._load(Path(path), parts)
-        except ValueError as error:
+        except CheckpointError as error:
             self.problem = str(error)
             rank_zero_warn(f"{error}. The weights must come from a checkpoint of this module")
 
     def check(self) -> None:
-        """Raise ValueError where the weights are missing."""
+        """Raise CheckpointError where the weights are missing."""
         if self.problem is not None:
-            raise ValueError(self.problem)
+            raise CheckpointError(self.problem)
 
     def _superseded(self, module: nn.Module, keys: Any) -> None:
         if not keys.missing_keys:
@@ -61,4 +61,4 @@ class Start:
             try:
                 part.load_state_dict(weights)
             except RuntimeError as error:
-                raise ValueError(f"`{self.argument}`: the {name} of {path} is another: {error}") from error
+                raise CheckpointError(f"`{self.argument}`: the {name} of {path} is another: {error}") from error

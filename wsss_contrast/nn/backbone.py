@@ -59,8 +59,8 @@ class TimmBackbone(nn.Module):
 
     Raises:
         ValueError: the name is no timm model, the family has no ``output_stride``, its features are no maps, it does
-            not take photos of all sizes, it has no map of a stride in ``low_strides``, or a file of weights is missing
-            or of another model.
+            not take photos of all sizes, it has no map of a stride in ``low_strides``, or a file of weights is missing,
+            damaged or of another model.
     """
 
     def __init__(
@@ -222,7 +222,7 @@ def _build(name: str, pretrained: bool, output_stride: int | None) -> Any:
         try:
             return timm.create_model(name, **options, **size)
         except (TypeError, NotImplementedError, AssertionError) as error:
-            reason = str(error)
+            reason = str(error) or type(error).__name__
         except RuntimeError as error:
             if pretrained and config is not None and not config.has_weights:
                 raise ValueError(f"timm has no weights of `{name}`; give `weights` a file, or None") from error
@@ -253,7 +253,17 @@ def _correct_dilated_resnest(net: Any) -> None:
 def _load(net: Any, path: Path) -> None:
     if not path.is_file():
         raise ValueError(f"weights must be 'timm', 'offline', None or a file; there is no file `{path}`")
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises what its unpickler stumbles on
+        said = f"{type(error).__name__}: {error}".splitlines()[0].partition(". ")[0]  # without advice
+        raise ValueError(f"{path}: cannot be read as weights ({said})") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{path}: must be a dict of tensors by name, is a {type(state).__name__}")
+    for key, value in state.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            has = f"{type(value).__name__} under {key!r}"
+            raise ValueError(f"{path}: must be a dict of tensors by name, has {has}")
     if isinstance(net, ResNet38d):
         try:
             state = convert_mxnet_weights(state)
@@ -263,7 +273,7 @@ def _load(net: Any, path: Path) -> None:
     heads = tuple(f"{head}." for head in ([classifier] if isinstance(classifier, str) else classifier))
     try:
         net.load_state_dict({key: value for key, value in state.items() if not key.startswith(heads)})
-    except (RuntimeError, AttributeError) as error:
+    except RuntimeError as error:
         raise ValueError(f"{path}: no state dict of this timm model: {error}") from error
 
 

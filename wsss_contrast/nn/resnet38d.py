@@ -1,5 +1,7 @@
 """ResNet38d, the backbone of PSA, SEAM, EPS and PPC, under its own name in timm: ``timm.create_model("resnet38d")``.
 
+timm knows the name after ``from wsss_contrast.nn import ResNet38d``, and where the library takes a backbone's name.
+
 A wide network of 38 layers (Wu, Shen and van den Hengel, 2016) with dilation, of which PSA made the "d" variant.
 """
 
@@ -10,8 +12,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch.nn.functional as F
+from timm.layers import create_classifier
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models._features import feature_take_indices
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 __all__ = ["ResNet38d", "convert_mxnet_weights"]
 
@@ -62,6 +67,19 @@ class _Bottleneck(nn.Module):
         return self.conv_branch1(activated) + self.conv_branch2b2(branch), activated
 
 
+class _Activated(nn.Module):
+    """What is left of a block whose input alone is wanted."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.bn_branch2a = norm
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The input after batch norm and ReLU, twice."""
+        activated = self.bn_branch2a(x).relu()
+        return activated, activated
+
+
 _BLOCKS: dict[str, tuple[Any, ...]] = {  # channels, width, output, stride, dilations
     "b2": (64, 128, 128, 2),
     "b2_1": (128, 128, 128),
@@ -86,13 +104,20 @@ class ResNet38d(nn.Module):
     Args:
         num_classes: of the linear classifier; 0 for none.
         in_chans: colours of the image.
-        global_pool: ``"avg"``, or ``""`` for none.
+        global_pool: ``"avg"``, ``"max"``, ``"avgmax"``, ``"catavgmax"``, or ``""`` for none, which needs no classes.
         drop_rate: dropout before the classifier.
         output_stride: 8; there is no other.
+
+    Raises:
+        NotImplementedError: another ``output_stride``.
+        ValueError: classes without pooling.
     """
 
     frozen_stages = ("conv1a", "b2", "b2_1", "b2_2")
     """What SEAM, EPS and PPC do not train; :class:`~wsss_contrast.nn.TimmBackbone` holds it where it has weights."""
+
+    global_pool: Any
+    linear1000: nn.Module
 
     def __init__(
         self,
@@ -105,8 +130,8 @@ class ResNet38d(nn.Module):
         super().__init__()
         if output_stride != 8:
             raise NotImplementedError("ResNet38d has an output stride of 8")
-        self.num_classes, self.global_pool, self.drop_rate = num_classes, global_pool, drop_rate
-        self.num_features = self.head_hidden_size = 4096
+        self.drop_rate = drop_rate
+        self.num_features = 4096
         self.grad_checkpointing = False
         self.conv1a = nn.Conv2d(in_chans, 64, 3, padding=1, bias=False)
         self.blocks = [*_BLOCKS, "b6", "b7"]
@@ -114,8 +139,8 @@ class ResNet38d(nn.Module):
             self.add_module(name, _Block(*sizes))
         self.b6 = _Bottleneck(1024, (512, 1024), 2048, dilation=4, drop=0.3)
         self.b7 = _Bottleneck(2048, (1024, 2048), 4096, dilation=4, drop=0.5)
-        self.bn7 = nn.BatchNorm2d(4096)
-        self.linear1000 = nn.Linear(4096, num_classes) if num_classes else nn.Identity()
+        self.bn7: nn.Module = nn.BatchNorm2d(4096)
+        self.reset_classifier(num_classes, global_pool)
         tapped = (("b2", 64, 1), ("b3", 128, 2), ("b4", 256, 4), ("b5", 512, 8), ("b6", 1024, 8))
         info = [(f"{block}.bn_branch2a", width, stride) for block, width, stride in tapped]
         self.feature_info: list[dict[str, Any]] = [
@@ -131,24 +156,47 @@ class ResNet38d(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> Any:
-        """The last map, and those asked for: all, so many of the last, or by index; as timm's networks."""
+        """The last map, and those asked for: all, so many of the last, or by index; as timm's networks.
+
+        Raises:
+            AssertionError: there is no such map.
+        """
         if output_fmt != "NCHW":
             raise ValueError(f"maps are NCHW, got output_fmt={output_fmt!r}")
-        levels = list(range(len(self.feature_info)))
-        wanted = levels[-indices:] if isinstance(indices, int) else levels if indices is None else indices
-        wanted = [levels[index] for index in wanted]
+        wanted, deepest = feature_take_indices(len(self.feature_info), indices)
         names = [level["module"].split(".")[0] for level in self.feature_info]
         found: dict[str, Tensor] = {}
         x = self.conv1a(x)
         for name in self.blocks:
-            x, activated = getattr(self, name)(x)
+            block = getattr(self, name)
+            x, activated = checkpoint(block, x, use_reentrant=False) if self.grad_checkpointing else block(x)
             if name in names:
                 found[name] = activated
-            if stop_early and intermediates_only and max(wanted) < 5 and name == names[max(wanted)]:
+            if stop_early and intermediates_only and name == names[deepest]:
                 return [found[names[index]] for index in wanted]
         found["bn7"] = self.bn7(x).relu()
         maps = [found[names[index]] for index in wanted]
         return maps if intermediates_only else (found["bn7"], maps)
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop what the maps asked for do not need, the classifier among it; as timm's networks.
+
+        The last norm belongs to the last map and goes where that is not asked for, whatever ``prune_norm`` says.
+        """
+        wanted, deepest = feature_take_indices(len(self.feature_info), indices)
+        name, _, norm = self.feature_info[deepest]["module"].partition(".")
+        if norm:  # not the last map
+            end = self.blocks.index(name)
+            for behind in self.blocks[end + 1 :]:
+                delattr(self, behind)
+            setattr(self, name, _Activated(self.get_submodule(f"{name}.{norm}")))
+            self.blocks, self.bn7 = self.blocks[: end + 1], nn.Identity()
+            self.num_features = self.feature_info[deepest]["num_chs"]
+        if norm or prune_head:
+            self.reset_classifier(0, "")
+        return list(wanted)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """The last map (N, 4096, H / 8, W / 8)."""
@@ -157,8 +205,7 @@ class ResNet38d(nn.Module):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Pooled features, or logits of them."""
-        pooled = x.mean(dim=(2, 3)) if self.global_pool == "avg" else x
-        pooled = F.dropout(pooled, self.drop_rate, self.training)
+        pooled = F.dropout(self.global_pool(x), self.drop_rate, self.training)
         logits: Tensor = pooled if pre_logits else self.linear1000(pooled)
         return logits
 
@@ -171,9 +218,21 @@ class ResNet38d(nn.Module):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A new linear layer for so many classes, or none."""
+        pool = self.global_pool.pool_type if global_pool is None else global_pool
+        if num_classes and not pool:
+            raise ValueError(f"ResNet38d can't tell {num_classes} classes of a map that is not pooled")
         self.num_classes = num_classes
-        self.global_pool = self.global_pool if global_pool is None else global_pool
-        self.linear1000 = nn.Linear(4096, num_classes) if num_classes else nn.Identity()
+        self.global_pool, self.linear1000 = create_classifier(self.num_features, num_classes, pool_type=pool)
+        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Whether blocks keep no activations for the backward pass and compute them again there."""
+        self.grad_checkpointing = enable
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Where each parameter lies in depth, for timm's rates by layer: by block, or by stage."""
+        blocks = [(r"^b(\d+)\.", (0,)), (r"^b(\d+)_(\d+)\.", None)]
+        return {"stem": r"^conv1a", "blocks": [(r"^b(\d+)", None)] if coarse else blocks, "norm": r"^bn7"}
 
 
 _KINDS = {  # MXNet's names of a layer's tensors, and PyTorch's
@@ -185,8 +244,9 @@ _KINDS = {  # MXNet's names of a layer's tensors, and PyTorch's
     "moving_var": "running_var",
     "var": "running_var",
 }
-_BRANCH = re.compile(rf"(res|bn)(\d)([ab])(\d*)_(branch\w+?)[_.]({'|'.join(_KINDS)})")
+_BRANCH = re.compile(rf"(res|bn)(\d)(?:a|b(\d+))_(branch\w+?)[_.]({'|'.join(_KINDS)})")
 _OTHER = re.compile(rf"(conv1a|bn7)[_.]({'|'.join(_KINDS)})")
+_OURS = re.compile(rf"(({'|'.join([*_BLOCKS, 'b6', 'b7'])})\.(conv|bn)_branch\w+|conv1a|bn7)\.\w+")
 
 
 def convert_mxnet_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -207,25 +267,25 @@ def convert_mxnet_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     SEAM and PPC do.
 
     Raises:
-        ValueError: a name of neither kind; says which.
+        ValueError: a name of neither kind, which it says, or no name.
     """
     converted = {}
     for key, value in state.items():
-        name = re.sub(r"^(arg|aux):", "", key)
+        name = re.sub(r"^(arg|aux):", "", str(key))
         branch, other = _BRANCH.fullmatch(name), _OTHER.fullmatch(name)
         if name.startswith("linear1000"):
             continue
         if branch is not None:
-            kind, stage, letter, number, path, tensor = branch.groups()
-            if (letter == "a") == bool(number):
-                raise ValueError(f"`{key}` is no weight of ResNet38d")
+            kind, stage, number, path, tensor = branch.groups()
             block = f"b{stage}" + (f"_{number}" if number else "")
             name = f"{block}.{'conv' if kind == 'res' else 'bn'}_{path}.{_KINDS[tensor]}"
         elif other is not None:
             name = f"{other[1]}.{_KINDS[other[2]]}"
-        elif not re.fullmatch(r"(b\d(_\d)?\.(conv|bn)_branch\w+|conv1a|bn7)\.\w+", name):
+        if not _OURS.fullmatch(name):
             raise ValueError(f"`{key}` is no weight of ResNet38d")
         converted[name] = value
+    if not converted:
+        raise ValueError("there is no weight of ResNet38d")
     return converted
 
 
@@ -250,5 +310,6 @@ default_cfgs = generate_default_cfgs(
 @register_model
 def resnet38d(pretrained: bool = False, **kwargs: Any) -> ResNet38d:
     """ResNet38d. timm knows no address of its weights: load a file, see :func:`convert_mxnet_weights`."""
-    model: ResNet38d = build_model_with_cfg(ResNet38d, "resnet38d", pretrained, **kwargs)
+    features = {"feature_cls": "getter", "out_indices": tuple(range(6))}  # for `features_only`
+    model: ResNet38d = build_model_with_cfg(ResNet38d, "resnet38d", pretrained, feature_cfg=features, **kwargs)
     return model

@@ -99,8 +99,9 @@ class DeepLabV3Plus(nn.Module):
             self.net: Any = smp.DeepLabV3Plus(
                 f"tu-{backbone}", encoder_weights=None, classes=num_classes, encoder_output_stride=output_stride
             )
-        except (KeyError, ValueError, RuntimeError, NotImplementedError) as error:
-            raise ValueError(f"`{backbone}` can't be the encoder of DeepLabV3+: {error}") from error
+        except (AssertionError, KeyError, TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+            reason = f"with output stride {output_stride}: {error}"
+            raise ValueError(f"`{backbone}` can't be the encoder of DeepLabV3+ {reason}") from error
         encoder, values = self.net.encoder.model, state.state_dict()
         # Some families' names are flat here: `stages_0.` is `stages.0.` of the whole network.
         names = {name: name if name in values else name.replace("_", ".", 1) for name in encoder.state_dict()}
@@ -132,7 +133,18 @@ class DeepLabV3Plus(nn.Module):
         return nn.ModuleList([self.net.decoder, self.net.segmentation_head])
 
     def forward(self, images: Tensor) -> Tensor:
+        """Logits of images (N, 3, H, W).
+
+        Raises:
+            ValueError: a batch of 1 in training.
+        """
         height, width = images.shape[-2:]
+        norms = [module for module in self.net.decoder.modules() if isinstance(module, nn.BatchNorm2d)]
+        if len(images) == 1 and any(norm.training for norm in norms):
+            raise ValueError(
+                "DeepLabV3+ can't train on a batch of 1, in which its pooled map has one value per channel; use a "
+                "larger batch"
+            )
         # Its encoders take whole multiples of 16 only.
         padded = F.pad(images * self.scale + self.shift, (0, -width % 16, 0, -height % 16))
         logits: Tensor = self.net(padded)
