@@ -34,7 +34,7 @@ METHODS: dict[str, list[list[str]]] = {
 """For each row the configurations that it trains, with options. See csrm_photographs.py about those of CSRM."""
 
 SEGMENTER = ["--data.init_args.batch_size=10", "--data.init_args.resize_long=[160,480]"]
-SEGMENTER += ["--trainer.max_epochs=6", "--trainer.limit_val_batches=0", "--model.init_args.output_stride=16"]
+SEGMENTER += ["--trainer.max_epochs=12", "--trainer.limit_val_batches=0", "--model.init_args.output_stride=16"]
 TESTS: dict[str, list[str]] = {
     "single scale": ["--model.init_args.scales=[1.0]", "--model.init_args.flip=false"],
     "multi-scale": ["--model.init_args.scales=[0.75,1.0,1.25]", "--model.init_args.flip=true"],
